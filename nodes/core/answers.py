@@ -1,0 +1,144 @@
+"""What RunComfy's answers say: JSON or not, refusal or not, and in which words.
+
+Its refusals come as 4xx and also as HTTP 200 with an ``error_code``, so both are read the same way.
+Server words shown to the user are one short line, without the token and without media.
+"""
+
+import email.utils
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import errors
+
+MAX_RETRY_AFTER_S = 300.0
+_MAX_WORDS = 600
+_MEDIA = re.compile(r"data:[\w/+.-]*;base64,[\w+/=%-]*")
+# urllib3 puts object addresses and pool names around the reason
+_NOISE = re.compile(r"<[^>]*>:? ?|HTTPS?Connection(Pool)?\([^)]*\):? ?")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A JSON object that the API sent, with its HTTP status."""
+
+    status_code: int
+    body: Mapping[str, Any]
+
+
+def parse(content: bytes) -> Mapping[str, Any] | None:
+    """The JSON object in ``content``, or None for HTML pages, arrays and empty bodies."""
+    try:
+        parsed = json.loads(content)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def is_refusal(status_code: int, body: Mapping[str, Any] | None) -> bool:
+    """True for a 4xx, and for any JSON with an ``error_code``."""
+    return 400 <= status_code < 500 or bool(body and body.get("error_code"))
+
+
+def refusal(
+    status_code: int,
+    body: Mapping[str, Any] | None,
+    what: str,
+    *,
+    token: str,
+    retry_after: str | None = None,
+    request_id: str | None = None,
+) -> errors.ApiError:
+    """The error for a refusal; ``what`` opens its sentence ("RunComfy refused the job").
+
+    RunComfy documents the codes but not their HTTP statuses: where there is a code, it decides.
+    """
+    code = _number((body or {}).get("error_code"))
+    kind: type[errors.ApiError] = errors.ApiError
+    hint = ""
+    if code == 400004 or (code is None and status_code == 401):
+        kind, hint = errors.AuthError, "Compare RUNCOMFY_API_TOKEN with your RunComfy profile page."
+    elif code == 403001 or (code is None and status_code == 403):
+        kind, hint = errors.AuthError, "Is the token of the account that started this request?"
+    elif code == 400002 or (code is None and status_code == 402):
+        kind, hint = errors.PaymentError, "Add balance to your RunComfy account."
+    elif code == 404001 or (code is None and status_code == 404):
+        kind = errors.NotFoundError
+    elif status_code == 429:
+        kind, hint = errors.RateLimitError, "Wait a little before the next try."
+    said = words(body, token).rstrip(". ") or f"HTTP {status_code}"
+    return kind(
+        f"{what}: {said}. {hint}".strip(),
+        status_code=status_code,
+        error_code=code,
+        retry_after_s=retry_after_s(retry_after),
+        request_id=request_id,
+    )
+
+
+def words(body: Mapping[str, Any] | None, token: str | None = None) -> str:
+    """What an answer says of its own failure; empty if it says nothing."""
+    for key in ("error_message", "detail", "message", "error"):
+        value = (body or {}).get(key)
+        if value:
+            return clean(value, token)
+    return ""
+
+
+def clean(value: object, token: str | None = None) -> str:
+    """A server's words as one short line: lists joined, media and the token left out."""
+    text = " ".join(_flatten(value).split())
+    text = _MEDIA.sub("[media]", text)
+    if token:
+        text = text.replace(token, "[token]")
+    return text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 1] + "…"
+
+
+def reason(error: BaseException, token: str | None = None) -> str:
+    """Why a connection failed, without the wrapping that requests and urllib3 put around it."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        deeper = getattr(inner, "reason", None)
+        if not isinstance(deeper, BaseException):
+            deeper = next((a for a in inner.args if isinstance(a, BaseException)), None)
+        if deeper is None:
+            break
+        inner = deeper
+    return clean(_NOISE.sub("", str(inner)) or type(inner).__name__, token)
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, in either of its forms; None if absent or unreadable."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if seconds == seconds else None
+
+
+def _flatten(value: object) -> str:
+    if isinstance(value, Mapping):
+        said = value.get("msg") or value.get("message") or value.get("error_message")
+        place = value.get("loc")
+        if said and isinstance(place, list | tuple):
+            where = ".".join(str(part) for part in place if part != "body")
+            return f"{where}: {_flatten(said)}"
+        return _flatten(said) if said else json.dumps(value, default=str)
+    if isinstance(value, list | tuple):
+        return "; ".join(_flatten(item) for item in value)
+    return str(value)
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None

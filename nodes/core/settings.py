@@ -1,0 +1,174 @@
+"""Where the token and the other settings come from.
+
+Environment first, then ``settings.json`` in the pack's system user folder (mode 600, not served
+by ComfyUI), then the default. Read at each run, never at import, so a changed token works at once.
+The file's keys are the variables' names in lower case without ``RUNCOMFY_``: ``api_token``,
+``poll_seconds``, ... Every bad value is refused with its name, its limit and the way out.
+"""
+
+import contextlib
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+
+TOKEN_VARIABLES = (
+    "RUNCOMFY_API_TOKEN",
+    "RUNCOMFY_TOKEN",
+    "RUNCOMFY_API_KEY",
+    "YOUR_API_TOKEN",  # the name RunComfy's API page uses
+)
+DEFAULT_API_BASE_URL = "https://model-api.runcomfy.net"
+DEFAULT_POLL_S = 3.0
+DEFAULT_TIMEOUT_S = 3600.0
+FILE_NAME = "settings.json"
+FILE_KEYS = ("api_token", "api_base_url", "rehearsal", "poll_seconds", "timeout_seconds")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PLACE = "in the environment or in settings.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run goes by. Times in seconds. The token never shows in a repr."""
+
+    token: str | None = field(default=None, repr=False)
+    api_base_url: str = DEFAULT_API_BASE_URL
+    rehearsal: bool = False
+    poll_s: float = DEFAULT_POLL_S
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def require_token(self) -> str:
+        """The token; raises ConfigError that names every place to set one."""
+        if self.token:
+            return self.token
+        raise ConfigError(
+            "No RunComfy API token. Set the environment variable RUNCOMFY_API_TOKEN (token from "
+            "your RunComfy profile page) and start ComfyUI again, or put "
+            '{"api_token": "..."} into user/__runcomfy_kling/settings.json. '
+            "To try everything free and offline, set RUNCOMFY_REHEARSAL=1."
+        )
+
+
+def load(folder: Path, environ: Mapping[str, str]) -> Settings:
+    """Settings for one run.
+
+    Args:
+        folder: The pack's system user folder; it need not exist.
+        environ: The process environment.
+
+    Raises:
+        ConfigError: A value cannot be used, or the file cannot be read.
+    """
+    stored = _read_file(folder / FILE_NAME)
+
+    def text(key: str) -> str | None:
+        value = environ.get(f"RUNCOMFY_{key.upper()}", "").strip()
+        if value:
+            return value
+        kept = stored.get(key)
+        if kept is None:
+            return None
+        return str(kept).strip() or None
+
+    token = next((v for name in TOKEN_VARIABLES if (v := environ.get(name, "").strip())), None)
+    token = token or text("api_token")
+    if token is not None:
+        _check_token(token)
+    return Settings(
+        token=token,
+        api_base_url=parse_origin(text("api_base_url") or DEFAULT_API_BASE_URL),
+        rehearsal=_switch("rehearsal", text("rehearsal")),
+        poll_s=_seconds("poll_seconds", text("poll_seconds"), DEFAULT_POLL_S, 1, 60),
+        timeout_s=_seconds(
+            "timeout_seconds", text("timeout_seconds"), DEFAULT_TIMEOUT_S, 10, 86400
+        ),
+    )
+
+
+def parse_origin(url: str) -> str:
+    """``scheme://host[:port]`` of an API address; plain http only on this machine."""
+    hint = f"Set RUNCOMFY_API_BASE_URL to an origin such as {DEFAULT_API_BASE_URL}."
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"The API address {url!r} is not a URL. {hint}") from None
+    if parts.username or parts.password:
+        raise ConfigError(f"The API address must not contain a user name or password. {hint}")
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise ConfigError(f"The API address {url!r} is not a web origin. {hint}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ConfigError(
+            f"The API address {url!r} has a path; only the origin is wanted, without /v1. {hint}"
+        )
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ConfigError(f"The API address {url!r} would send the token unencrypted. {hint}")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+
+
+def is_loopback(host: str | None) -> bool:
+    """True if ``host`` names this very machine."""
+    return host in _LOOPBACK
+
+
+def _read_file(path: Path) -> Mapping[str, object]:
+    try:
+        mode = path.stat().st_mode
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            with contextlib.suppress(OSError):  # a read-only mount: its owner decides
+                path.chmod(stat.S_IRUSR | stat.S_IWUSR)  # it may hold the token
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        # a JSON error quotes no content, only its position: the token cannot show here
+        raise ConfigError(
+            f"{FILE_NAME} in the pack's user folder cannot be read: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{FILE_NAME} must hold one JSON object, such as {{}}.")
+    unknown = sorted(set(values) - set(FILE_KEYS))
+    if unknown:
+        raise ConfigError(
+            f"{FILE_NAME} holds the unknown key {unknown[0]!r}. Known are: {', '.join(FILE_KEYS)}."
+        )
+    return values
+
+
+def _check_token(token: str) -> None:
+    # requests would raise an error that quotes the whole header
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            "The RunComfy API token contains a space or another character that no token has. "
+            "Copy it again from your RunComfy profile page, without 'Bearer' and quotes."
+        )
+
+
+def _switch(key: str, value: str | None) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True}
+    known |= {"0": False, "false": False, "no": False, "off": False}
+    if value is None:
+        return False
+    if value.lower() not in known:
+        raise ConfigError(f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; set it to 1 or 0.")
+    return known[value.lower()]
+
+
+def _seconds(key: str, value: str | None, default: float, low: float, high: float) -> float:
+    if value is None:
+        return default
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        raise ConfigError(
+            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            f"set it to a number of seconds from {low:g} to {high:g}."
+        )
+    return number

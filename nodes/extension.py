@@ -1,0 +1,19 @@
+"""What ComfyUI loads: the list of nodes."""
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class RunComfyKlingExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The node classes, in the order of the menu."""
+        # here, not above: importing the pack itself stays light
+        from .kling_image_to_video import RunComfyKlingImageToVideo
+
+        return [RunComfyKlingImageToVideo]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """ComfyUI calls this once, when it loads the pack."""
+    return RunComfyKlingExtension()

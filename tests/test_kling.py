@@ -1,0 +1,126 @@
+"""The model's fields and limits, and the payload made of them."""
+
+import pytest
+from pack.nodes.core import kling
+from pack.nodes.core.errors import InputError
+from pack.nodes.core.kling import ElementUrls, KlingRequest, Shot
+
+START = "https://example.org/a.png"
+
+
+def test_the_least_payload_says_every_default():
+    assert KlingRequest("a cat").payload(START) == {
+        "prompt": "a cat",
+        "start_image_url": START,
+        "duration": 10,
+        "generate_audio": True,
+        "cfg_scale": 0.5,
+    }
+
+
+def test_the_fullest_payload_has_every_field_of_the_page():
+    request = KlingRequest(
+        "all",
+        duration_s=8,
+        generate_audio=False,
+        negative_prompt="blur",
+        cfg_scale=0.7,
+        shots=(Shot("one", 3), Shot("two", 5)),
+    )
+    elements = [ElementUrls("https://e/f.png", ("https://e/r.png",)), ElementUrls(video_url="v")]
+    assert request.payload(START, elements=elements) == {
+        "prompt": "all",
+        "start_image_url": START,
+        "duration": 8,
+        "generate_audio": False,
+        "negative_prompt": "blur",
+        "cfg_scale": 0.7,
+        "shot_type": "customize",
+        "multi_prompt": [{"prompt": "one", "duration": 3}, {"prompt": "two", "duration": 5}],
+        "elements": [
+            {"frontal_image_url": "https://e/f.png", "reference_image_urls": ["https://e/r.png"]},
+            {"video_url": "v"},
+        ],
+    }
+
+
+def test_an_empty_prompt_is_filled_from_the_shots():
+    request = KlingRequest(" ", duration_s=6, shots=(Shot("one", 3), Shot("two", 3)))
+    assert request.payload(START)["prompt"] == "one two"
+
+
+def test_end_image_goes_to_pro_and_4k_only():
+    for model in ("kling-3.0/pro", "kling-3.0/4k"):
+        assert KlingRequest("x", model).payload(START, end_image_url="e")["end_image_url"] == "e"
+    with pytest.raises(InputError, match=r"Set model to kling-3.0/pro or kling-3.0/4k"):
+        KlingRequest("x").payload(START, end_image_url="e")
+
+
+def test_end_image_and_shots_exclude_each_other():
+    request = KlingRequest("x", "kling-3.0/pro", 6, shots=(Shot("a", 3), Shot("b", 3)))
+    with pytest.raises(InputError, match="not both"):
+        request.payload(START, end_image_url="e")
+
+
+def test_more_than_three_elements_are_refused():
+    with pytest.raises(InputError, match="4 elements"):
+        KlingRequest("x").payload(START, elements=[ElementUrls(video_url="v")] * 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"prompt": " \n"}, "The prompt is empty"),
+        ({"model": "kling-2"}, "'kling-2' is not known. Choose one of kling-3.0/standard"),
+        ({"duration_s": 2}, "Duration is 2 s. Set it to whole seconds from 3 to 15"),
+        ({"duration_s": 16}, "Duration is 16 s"),
+        ({"duration_s": 4.5}, "Duration is 4.5 s"),
+        ({"duration_s": float("nan")}, "Duration is nan s"),
+        ({"cfg_scale": 1.05}, "cfg_scale is 1.05. Set it from 0 to 1"),
+        ({"cfg_scale": float("nan")}, "cfg_scale is nan"),
+        ({"shots": (Shot("a", 2), Shot("b", 8))}, "Shot 1 is 2 s"),
+        ({"shots": (Shot("a", 5), Shot(" ", 5))}, "Shot 2 has no prompt"),
+        ({"shots": (Shot("a", 3),) * 6}, "6 shots of at least 3 s do not fit into 15 s"),
+        (
+            {"shots": (Shot("a", 5), Shot("b", 7))},
+            "Shots last 12 s in all, but duration is 10 s. Set duration to 12 or set shot 2 to 5 s",
+        ),
+        (
+            {"shots": (Shot("a", 10), Shot("b", 10)), "duration_s": 15},
+            "Shots last 20 s in all, but duration is 15 s. Set shot 2 to 5 s",
+        ),
+        (
+            {"shots": (Shot("a", 3), Shot("b", 3), Shot("c", 3)), "duration_s": 4},
+            "Set duration to 9 or change several shots",
+        ),
+    ],
+)
+def test_faults_name_the_value_the_limit_and_the_way_out(values, said):
+    with pytest.raises(InputError) as caught:
+        KlingRequest(**{"prompt": "x", **values})
+    assert said in str(caught.value)
+
+
+def test_every_fault_is_reported_at_once():
+    with pytest.raises(InputError) as caught:
+        KlingRequest("", duration_s=99, cfg_scale=7)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_unknown_values_are_not_faults_yet():
+    assert kling.faults() == []
+    assert kling.faults(duration_s=99) != []
+
+
+@pytest.mark.parametrize(
+    ("model", "audio", "price"),
+    [
+        ("kling-3.0/standard", True, 1.26),
+        ("kling-3.0/standard", False, 0.84),
+        ("kling-3.0/pro", True, 1.68),
+        ("kling-3.0/4k", False, 4.2),
+    ],
+)
+def test_price_of_ten_seconds(model, audio, price):
+    request = KlingRequest("x", model, generate_audio=audio)
+    assert request.price_usd() == pytest.approx(price)

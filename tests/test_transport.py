@@ -1,0 +1,298 @@
+"""The submit rule, byte by byte, against real sockets that misbehave; and where the token goes."""
+
+import socket
+import time
+
+import pytest
+from pack.nodes.core import errors, transport
+from pack.nodes.core.transport import Transport
+from raw_server import RawServer, answer, read_request, reset
+
+TOKEN = "secret-canary"
+PATH = "/v1/models/kling/kling-3.0/standard/image-to-video"
+SMALL = {"prompt": "x"}
+LARGE = {"prompt": "x" * (32 << 20)}  # more than any socket buffer takes in one go
+ACCEPTED = {"request_id": "r-1", "status_url": "https://elsewhere.example/"}
+
+
+def submit(server: RawServer, payload: dict = SMALL):
+    return Transport(server.origin, TOKEN).post_job(PATH, payload)
+
+
+def test_accepted_submit_returns_its_request_id():
+    with RawServer(answer(200, ACCEPTED)) as server:
+        assert submit(server).body["request_id"] == "r-1"
+
+
+def test_submit_carries_the_token_the_length_and_the_whole_body():
+    seen = []
+
+    def script(conn: socket.socket) -> None:
+        seen.append(read_request(conn))
+        conn.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"request_id": "r1"}')
+
+    with RawServer(script) as server:
+        submit(server, {"prompt": "x" * 40000})
+    head, _, body = seen[0].partition(b"\r\n\r\n")
+    assert head.startswith(f"POST {PATH} HTTP/1.1".encode())
+    assert b"Authorization: Bearer secret-canary" in head
+    assert b"chunked" not in head.lower()
+    assert body == b'{"prompt": "' + b"x" * 40000 + b'"}'
+
+
+# -- refused: RunComfy's own words, nothing charged
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "said"),
+    [
+        (401, {"error_code": 400004, "error_message": "bad"}, errors.AuthError, "profile page"),
+        (400, {"error_code": 400004, "error_message": "bad"}, errors.AuthError, "profile page"),
+        (402, {"error_message": "no money"}, errors.PaymentError, "Add balance"),
+        (400, {"error_code": 400002, "error_message": "x"}, errors.PaymentError, "Add balance"),
+        (404, {"error_code": 400001, "error_message": "no model"}, errors.ApiError, "no model"),
+        (429, {"error_message": "slow down"}, errors.RateLimitError, "slow down"),
+        (413, b"<html>too large</html>", errors.ApiError, "HTTP 413"),
+        (200, {"error_code": 400002, "error_message": "x"}, errors.PaymentError, "Add balance"),
+        (500, {"error_code": 500001, "error_message": "boom"}, errors.ApiError, "boom"),
+        (
+            422,
+            {"detail": [{"loc": ["body", "duration"], "msg": "too long", "type": "x"}]},
+            errors.ApiError,
+            "duration: too long",
+        ),
+    ],
+)
+def test_refused_submit(status, body, kind, said):
+    with RawServer(answer(status, body)) as server, pytest.raises(kind, match=said) as caught:
+        submit(server)
+    assert "nothing was charged" in str(caught.value)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("soon", None)]
+)
+def test_refusal_for_the_rate_says_how_long_to_wait(header, seconds):
+    with RawServer(answer(429, {"message": "x"}, Retry_After=header)) as server:
+        with pytest.raises(errors.RateLimitError) as caught:
+            submit(server)
+    assert caught.value.retry_after_s == seconds
+
+
+# -- never left: the last byte was not handed over, it may be sent again
+
+
+def test_nobody_listening_is_never_left():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(errors.NeverLeft, match="Nothing was charged"):
+        Transport(f"http://127.0.0.1:{port}", TOKEN).post_job(PATH, SMALL)
+
+
+def test_failed_tls_handshake_is_never_left():
+    with RawServer(lambda conn: conn.sendall(b"no tls here")) as server:
+        origin = server.origin.replace("http:", "https:")
+        with pytest.raises(errors.NeverLeft):
+            Transport(origin, TOKEN).post_job(PATH, SMALL)
+
+
+def test_reset_in_the_middle_of_the_body_is_never_left():
+    def script(conn: socket.socket) -> None:
+        conn.recv(4096)
+        reset(conn)
+
+    with RawServer(script) as server, pytest.raises(errors.NeverLeft):
+        submit(server, LARGE)
+    assert server.connections == 1
+
+
+def test_a_line_that_takes_no_more_bytes_is_never_left(monkeypatch):
+    monkeypatch.setattr(transport, "CONNECT_S", 0.3)
+    with RawServer(lambda conn: time.sleep(1)) as server, pytest.raises(errors.NeverLeft):
+        submit(server, LARGE)
+
+
+def test_a_send_that_takes_too_long_is_broken_off_before_its_end():
+    times = iter([0.0, 0.0, 10_000.0])  # made, first piece, second piece
+    with RawServer(lambda conn: conn.recv(1000)) as server:
+        slow = Transport(server.origin, TOKEN, clock=lambda: next(times))
+        with pytest.raises(errors.NeverLeft, match="more than 900 s"):
+            slow.post_job(PATH, LARGE)
+
+
+# -- unknown: the body may have arrived whole
+
+
+def close_without_answer(conn: socket.socket) -> None:
+    read_request(conn)
+
+
+def reset_without_answer(conn: socket.socket) -> None:
+    read_request(conn)
+    reset(conn)
+
+
+def break_off_in_the_head(conn: socket.socket) -> None:
+    read_request(conn)
+    conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Le")
+
+
+def break_off_in_the_body(conn: socket.socket) -> None:
+    read_request(conn)
+    conn.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"request_id": "r')
+
+
+def break_off_in_a_refusal(conn: socket.socket) -> None:
+    read_request(conn)
+    conn.sendall(b'HTTP/1.1 422 X\r\nContent-Length: 99\r\n\r\n{"detail": "x')
+
+
+def talk_nonsense(conn: socket.socket) -> None:
+    read_request(conn)
+    conn.sendall(b"\x00\x01\x02 nonsense\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        close_without_answer,
+        reset_without_answer,
+        break_off_in_the_head,
+        break_off_in_the_body,
+        break_off_in_a_refusal,
+        talk_nonsense,
+        answer(503, b"<html>gateway</html>"),
+        answer(503, {"message": "try later"}),
+        answer(500, b""),
+        answer(200, b"<html>login</html>"),
+        answer(200, {"status": "in_queue"}),
+        answer(200, {"request_id": ""}),
+        answer(200, ["r-1"]),
+        answer(302, b"", Location="http://127.0.0.1:9/"),
+        answer(200, b"x" * (5 << 20)),
+    ],
+)
+def test_a_sent_job_without_a_clear_answer_is_unknown_and_sent_once(script):
+    with RawServer(script) as server, pytest.raises(errors.SubmitUnknown, match="not sent again"):
+        submit(server)
+    assert server.connections == 1
+
+
+def test_no_answer_in_time_is_unknown(monkeypatch):
+    monkeypatch.setattr(transport, "SUBMIT_ANSWER_S", 0.3)
+
+    def script(conn: socket.socket) -> None:
+        read_request(conn)
+        time.sleep(0.8)
+
+    with RawServer(script) as server, pytest.raises(errors.SubmitUnknown):
+        submit(server)
+    assert server.connections == 1
+
+
+def test_an_answer_that_trickles_is_unknown_when_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(transport, "SUBMIT_ANSWER_S", 0.4)
+
+    def script(conn: socket.socket) -> None:
+        read_request(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+        for _ in range(15):
+            conn.sendall(b"x" * 16)
+            time.sleep(0.1)
+
+    with RawServer(script) as server, pytest.raises(errors.SubmitUnknown, match="took more than"):
+        submit(server)
+
+
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_a_refusal_that_names_a_request_is_unknown_and_keeps_the_id(status):
+    body = {"error_code": 1, "error_message": "odd", "request_id": "r-9"}
+    with RawServer(answer(status, body)) as server:
+        with pytest.raises(errors.SubmitUnknown, match="r-9") as caught:
+            submit(server)
+    assert caught.value.request_id == "r-9"
+
+
+# -- other calls
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        answer(502, b"<html>Bad gateway</html>"),
+        answer(500, {"message": "x"}),
+        answer(429, {"message": "x"}),
+        answer(408, {"message": "x"}),
+        answer(200, b"<html>login</html>"),
+        answer(403, b"<html>proxy</html>"),
+        answer(302, {"a": 1}, Location="http://127.0.0.1:9/"),
+        break_off_in_the_body,
+        close_without_answer,
+    ],
+)
+def test_a_get_without_a_usable_answer_may_be_asked_again(script):
+    with RawServer(script) as server, pytest.raises(errors.NetworkError):
+        Transport(server.origin, TOKEN).get("/v1/requests/r/result")
+
+
+def test_error_code_in_a_200_is_a_refusal():
+    body = {"error_code": 404001, "error_message": "no such request"}
+    with RawServer(answer(200, body)) as server:
+        with pytest.raises(errors.NotFoundError, match="no such request"):
+            Transport(server.origin, TOKEN).get("/v1/requests/r/result")
+
+
+def test_the_token_and_media_are_taken_out_of_the_servers_words():
+    echo = f"bad token {TOKEN} for data:image/png;base64,iVBORw0KGgo= sent"
+    with RawServer(answer(401, {"detail": echo})) as server:
+        with pytest.raises(errors.AuthError, match=r"\[token\] for \[media\] sent") as caught:
+            Transport(server.origin, TOKEN).get("/x")
+    assert TOKEN not in str(caught.value)
+
+
+def test_netrc_neither_replaces_the_token_nor_reaches_the_files_host(monkeypatch, tmp_path):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    seen = []
+
+    def script(conn: socket.socket) -> None:
+        seen.append(read_request(conn))
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    with RawServer(script) as server:
+        one = Transport(server.origin, TOKEN)
+        one.get("/x")
+        with one.open_download(f"{server.origin}/clip.mp4") as response:
+            assert response.content == b"{}"
+    assert b"Authorization: Bearer secret-canary" in seen[0]
+    assert b"authorization" not in seen[1].lower()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://files.runcomfy.net/a.mp4",
+        "https://example.org/a.mp4",
+        "https://runcomfy.net.example.org/a.mp4",
+        "https://evilruncomfy.net/a.mp4",
+        "https://user@files.runcomfy.net/a.mp4",
+        "https://files.runcomfy.net:8443/a.mp4",
+        "http://127.0.0.1:1/a.mp4",
+        "file:///etc/passwd",
+        "https://[broken/a.mp4",
+        "",
+    ],
+)
+def test_clips_are_not_fetched_from_elsewhere(url):
+    with pytest.raises(errors.ApiError, match="not one that RunComfy's results come from"):
+        with Transport("http://127.0.0.1:2", TOKEN).open_download(url):
+            pass
+
+
+def test_a_redirect_of_a_clip_is_not_followed():
+    with RawServer(answer(302, b"", Location="http://127.0.0.1:9/x")) as server:
+        with pytest.raises(errors.ApiError, match="HTTP 302"):
+            with Transport(server.origin, TOKEN).open_download(f"{server.origin}/clip.mp4"):
+                pass
