@@ -6,9 +6,8 @@ import time
 import pytest
 import torch
 from conftest import CANARY_TOKEN
-from PIL import Image
-
 from pack.nodes.rehearsal import Fault, FaultKind, RehearsalServer
+from PIL import Image
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-
 from pack.nodes.core import errors
 from pack.nodes.core.job import Order, Phase
 from pack.nodes.core.jobs import JobRunner
