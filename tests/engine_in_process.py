@@ -7,6 +7,7 @@ have sent to the browser is kept in the outcome of each run.
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import inspect
 import struct
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRA_NODES = ("nodes_video.py", "nodes_images.py")
+EXTRA_NODES = ("nodes_video.py", "nodes_images.py", "nodes_primitive.py")
 TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
 Prompt = dict[str, dict[str, Any]]
 
@@ -97,6 +98,7 @@ class Engine:
 
     def run(self, prompt: Prompt, *, executor: Any = None) -> Outcome:
         """Validate and execute an API prompt as the server's worker does, to its end."""
+        prompt = copy.deepcopy(prompt)  # the engine writes into it
         prompt_id = uuid.uuid4().hex
         valid, error, targets, refused = asyncio.run(
             self.execution.validate_prompt(prompt_id, prompt, None)

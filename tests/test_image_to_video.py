@@ -1,13 +1,20 @@
 """The node in the real engine, in this process: what goes in, what comes out, and Stop."""
 
+import io
+import itertools
+import json
 import threading
 import time
 
+import av
 import pytest
 import torch
 from conftest import CANARY_TOKEN
 from pack.nodes.rehearsal import Fault, FaultKind, RehearsalServer
 from PIL import Image
+from raw_server import RawServer, answer
+
+SEEDS = itertools.count()  # each test asks for takes of its own
 
 
 @pytest.fixture
@@ -32,7 +39,9 @@ def prompt_of(engine, size=(480, 360), **values):
         "negative_prompt": "",
         "cfg_scale": 0.5,
         "model": "kling-3.0/standard",
-        "seed": 0,
+        "seed": next(SEEDS),
+        "start_image_url": "",
+        "filename_prefix": "video/runcomfy-kling",
         **values,
     }
     inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -85,7 +94,7 @@ def test_the_node_shows_queue_seconds_and_what_it_cost(engine, api):
 
 def test_two_nodes_run_at_once_and_get_different_files(engine, api):
     prompt = prompt_of(engine)
-    prompt["3"] = {**prompt["2"], "inputs": {**prompt["2"]["inputs"], "seed": 1}}
+    prompt["3"] = {**prompt["2"], "inputs": {**prompt["2"]["inputs"], "seed": next(SEEDS)}}
     outcome = engine.run(prompt)
     assert outcome.succeeded, outcome.error
     assert outcome.outputs["2"][2] != outcome.outputs["3"][2]
@@ -98,9 +107,13 @@ def test_two_nodes_run_at_once_and_get_different_files(engine, api):
     [
         ({"prompt": " "}, "The prompt is empty"),
         ({"start_image": None}, "No start image"),
-        ({"duration": 2}, "smaller than min of 3"),
-        ({"cfg_scale": 1.5}, "bigger than max of 1"),
-        ({"model": "kling-9"}, "kling-9"),
+        ({"duration": 2}, "Duration is 2 s. Set it to whole seconds from 3 to 15"),
+        ({"cfg_scale": 1.5}, "cfg_scale is 1.5. Set it from 0 to 1"),
+        ({"model": "kling-9"}, "Model 'kling-9' is not known. Choose one of"),
+        ({"end_image": ["1", 0]}, "kling-3.0/standard takes no end image. Set model to"),
+        ({"start_image": None, "start_image_url": "C:\\pic.png"}, "starts with https://"),
+        ({"start_image": None, "start_image_url": "http://example.org/a.png"}, "https://"),
+        ({"filename_prefix": "../../out"}, "filename_prefix '../../out' cannot be used"),
         ({"size": (480, 200)}, "480 × 200 px"),
         ({"size": (1000, 300)}, "1000:300"),
     ],
@@ -112,11 +125,159 @@ def test_refusals_come_before_any_request(engine, api, values, said):
     assert api.requests == []
 
 
+def test_each_fault_is_reported_once_and_all_at_once(engine, api):
+    outcome = engine.run(prompt_of(engine, duration=99, cfg_scale=7, prompt=""))
+    (error,) = outcome.refused["2"]["errors"]
+    assert len(error["details"].splitlines()) == 3
+
+
+def test_what_is_linked_is_checked_before_any_request(engine, api):
+    prompt = prompt_of(engine, duration=["3", 0])
+    prompt["3"] = {"class_type": "PrimitiveInt", "inputs": {"value": 99}}
+    outcome = engine.run(prompt)
+    assert "Duration is 99 s" in outcome.error
+    assert api.requests == []
+
+
+def test_the_same_graph_again_in_a_new_engine_session_costs_nothing(engine, api):
+    prompt = prompt_of(engine)
+    first = engine.run(prompt)
+    second = engine.run(prompt)  # with an executor, and so a cache, of its own
+    assert second.succeeded, second.error
+    assert second.outputs["2"][2] == first.outputs["2"][2]
+    assert "Reused, $0" in second.texts[-1][1]
+    assert len(api.submissions) == 1
+
+
+def test_two_identical_nodes_are_one_job(engine, api):
+    prompt = prompt_of(engine)
+    prompt["3"] = prompt["2"]
+    outcome = engine.run(prompt)
+    assert outcome.outputs["2"][2] == outcome.outputs["3"][2]
+    assert len(api.submissions) == 1
+
+
+def test_another_account_is_another_cache_entry(engine, api, monkeypatch):
+    executor, prompt = engine.executor(), prompt_of(engine)
+    assert engine.run(prompt, executor=executor).succeeded
+    assert engine.run(prompt, executor=executor).texts == []  # ComfyUI's cache answers
+    monkeypatch.setenv("RUNCOMFY_API_TOKEN", "another")
+    assert "Reused, $0" in engine.run(prompt, executor=executor).texts[-1][1]
+
+
+def test_the_prefix_decides_folder_and_name_and_the_graph_is_in_the_file(engine, api):
+    outcome = engine.run(prompt_of(engine, filename_prefix="takes/%width%/hello"))
+    assert outcome.succeeded, outcome.error
+    (path,) = outcome.outputs["2"][2]
+    assert path == str(engine.output / "takes" / "960" / "hello_00001_.mp4")
+    with av.open(path) as container:
+        graph = json.loads(container.metadata["prompt"])
+    assert graph["2"]["inputs"]["prompt"] == "steam rises"
+
+
+def test_a_picture_on_the_web_needs_no_wire(engine, api):
+    picture = io.BytesIO()
+    Image.new("RGB", (400, 400), "teal").save(picture, "PNG")
+    with RawServer(answer(200, picture.getvalue(), Content_Type="image/png")) as host:
+        url = f"{host.origin}/start.png"
+        outcome = engine.run(prompt_of(engine, start_image=None, start_image_url=url))
+    assert outcome.succeeded, outcome.error
+    assert api.submissions[0].payload["start_image_url"] == url
+
+
+def test_an_end_image_goes_to_pro(engine, api):
+    outcome = engine.run(prompt_of(engine, model="kling-3.0/pro", end_image=["1", 0]))
+    assert outcome.succeeded, outcome.error
+    assert api.submissions[0].payload["end_image_url"].startswith("data:image/png")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.rand((2160, 3840, 3)), "3840 × 2160 PNG would be"),
+        (lambda: torch.rand((400, 400, 4)), "transparent parts are sent on white"),
+        (lambda: torch.rand((400, 400, 1)), None),
+    ],
+    ids=["4K noise", "alpha", "grey"],
+)
+def test_any_picture_is_sent_and_each_change_is_said(engine, api, make, said):
+    outcome = engine.run(with_tensor(engine, make()))
+    assert outcome.succeeded, outcome.error
+    assert (said or "Saved") in outcome.texts[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.rand((1, 400, 3)), "400 × 1 px; Kling wants each side at least 300 px"),
+        (torch.full((400, 400, 3), float("nan")), "start_image has pixels that are not numbers"),
+        (torch.rand((400, 400, 2)), "start_image has the shape [400, 400, 2]"),
+    ],
+    ids=["1 pixel high", "NaN", "two channels"],
+)
+def test_what_is_no_start_image_is_refused_before_any_request(engine, api, image, said):
+    outcome = engine.run(with_tensor(engine, image))
+    assert said in outcome.error
+    assert api.requests == []
+
+
+def with_tensor(engine, image):
+    """A graph whose start image is this very tensor ``[H, W, C]``."""
+    engine.nodes.NODE_CLASS_MAPPINGS["TestTensor"] = TensorNode
+    TensorNode.image = image
+    prompt = prompt_of(engine)
+    prompt["1"] = {"class_type": "TestTensor", "inputs": {}}
+    return prompt
+
+
+class TensorNode:
+    """Hands out a tensor as an IMAGE."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    image = None
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        return (self.image.unsqueeze(0),)
+
+
+def test_a_sampler_beside_it_delays_nothing_at_runcomfy(engine, api):
+    """A synchronous node blocks the event loop; the job's own thread polls and downloads on."""
+    engine.nodes.NODE_CLASS_MAPPINGS["TestSleep"] = SleepNode
+    prompt = prompt_of(engine)
+    prompt["3"] = {"class_type": "TestSleep", "inputs": {"image": ["1", 0], "seconds": 20}}
+    prompt["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}}
+    began = time.monotonic()
+    outcome = engine.run(prompt)
+    assert outcome.succeeded, outcome.error
+    fetched = next(r.at for r in api.requests if r.path.startswith("/files/"))
+    assert fetched - began < 15, "the clip was fetched while the sampler was at work"
+
+
+class SleepNode:
+    """Blocks ComfyUI's event loop, as a sampler does."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "seconds": ("INT", {"default": 1})}}
+
+    def run(self, image, seconds):
+        time.sleep(seconds)
+        return (image,)
+
+
 def test_a_batch_is_refused_for_now_with_its_count(engine, api):
     prompt = prompt_of(engine, start_image=["3", 0])
     prompt["3"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": 4}}
     outcome = engine.run(prompt)
-    assert "holds 4 pictures" in outcome.error
+    assert "start_image holds 4 items" in outcome.error
     assert api.requests == []
 
 
@@ -132,7 +293,7 @@ def test_rehearsal_starts_by_itself_and_never_sees_the_token(engine, monkeypatch
     outcome = engine.run(prompt_of(engine))
     assert outcome.succeeded, outcome.error
     assert "rehearsal, nothing charged" in outcome.texts[-1][1]
-    server = engine.module("nodes.comfy_bridge")._rehearsal
+    server = engine.module("nodes.comfy_bridge")._Shared.rehearsal
     assert server.token != CANARY_TOKEN
     assert all(request.authorized for request in server.requests if "/files/" not in request.path)
 

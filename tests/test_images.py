@@ -17,13 +17,17 @@ def noise(height, width, channels=3, seed=1):
     return torch.rand((height, width, channels), generator=generator)
 
 
+def encode(image, max_bytes=LIMIT):
+    return images.encode(images.check(image, "start_image"), max_bytes=max_bytes)
+
+
 def decoded(encoded):
     return np.asarray(Image.open(io.BytesIO(encoded.data)))
 
 
 def test_a_picture_that_fits_arrives_pixel_for_pixel():
     image = noise(300, 400)
-    encoded = images.encode(image, max_bytes=LIMIT)
+    encoded = encode(image)
     assert (encoded.content_type, encoded.width, encoded.height) == ("image/png", 400, 300)
     assert encoded.notes == ()
     assert np.array_equal(decoded(encoded), np.rint(image.numpy() * 255).astype(np.uint8))
@@ -40,30 +44,30 @@ def test_values_are_rounded_and_clamped_not_truncated():
 def test_the_given_tensor_is_left_alone():
     image = noise(300, 300, 4)
     before = image.clone()
-    images.encode(image, max_bytes=LIMIT)
+    encode(image)
     assert torch.equal(image, before)
 
 
 def test_grey_becomes_rgb():
-    encoded = images.encode(noise(300, 300, 1), max_bytes=LIMIT)
+    encoded = encode(noise(300, 300, 1))
     assert decoded(encoded).shape == (300, 300, 3)
 
 
 def test_alpha_is_flattened_on_white_and_said():
     image = torch.zeros((300, 300, 4))
     image[:, :, 3] = 0.5
-    encoded = images.encode(image, max_bytes=LIMIT)
+    encoded = encode(image)
     assert decoded(encoded)[0, 0].tolist() == [128, 128, 128]
     assert encoded.notes == ("start_image: its transparent parts are sent on white.",)
 
 
 def test_opaque_alpha_changes_nothing_and_is_not_mentioned():
     image = torch.ones((300, 300, 4))
-    assert images.encode(image, max_bytes=LIMIT).notes == ()
+    assert encode(image).notes == ()
 
 
 def test_a_picture_too_large_as_png_is_sent_as_jpeg_and_said():
-    encoded = images.encode(noise(2000, 2000), max_bytes=LIMIT)
+    encoded = encode(noise(2000, 2000))
     assert encoded.content_type == "image/jpeg"
     assert len(encoded.data) <= LIMIT
     assert (encoded.width, encoded.height) == (2000, 2000)
@@ -72,7 +76,7 @@ def test_a_picture_too_large_as_png_is_sent_as_jpeg_and_said():
 
 
 def test_a_picture_too_large_even_as_jpeg_is_shrunk_and_said():
-    encoded = images.encode(noise(1200, 1600), max_bytes=150_000)
+    encoded = encode(noise(1200, 1600), 150_000)
     assert len(encoded.data) <= 150_000
     assert encoded.width < 1600
     assert encoded.width / encoded.height == pytest.approx(4 / 3, rel=0.02)
@@ -84,13 +88,13 @@ def test_pixels_that_are_not_numbers_are_refused(bad):
     image = noise(300, 300)
     image[7, 7, 1] = bad
     with pytest.raises(InputError, match="start_image has pixels that are not numbers"):
-        images.encode(image, max_bytes=LIMIT)
+        encode(image)
 
 
 @pytest.mark.parametrize("shape", [(0, 300, 3), (300, 300, 2), (300, 300), (1, 300, 300, 3)])
 def test_what_is_no_picture_is_refused(shape):
     with pytest.raises(InputError, match="has the shape"):
-        images.encode(torch.zeros(shape), max_bytes=LIMIT)
+        encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -104,13 +108,27 @@ def test_what_is_no_picture_is_refused(shape):
 )
 def test_what_is_below_klings_floor_is_refused(height, width, said):
     with pytest.raises(InputError, match=said):
-        images.encode(torch.zeros((height, width, 3)), max_bytes=LIMIT)
+        encode(torch.zeros((height, width, 3)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 300), (300, 750), (750, 300)])
 def test_klings_floor_itself_is_taken(height, width):
-    assert images.encode(torch.zeros((height, width, 3)), max_bytes=LIMIT).width == width
+    assert encode(torch.zeros((height, width, 3))).width == width
 
 
 def test_half_precision_is_taken():
-    assert images.encode(noise(300, 300).half(), max_bytes=LIMIT).content_type == "image/png"
+    assert encode(noise(300, 300).half()).content_type == "image/png"
+
+
+def test_a_fingerprint_tells_pixels_and_size_and_nothing_else():
+    def of(image):
+        return images.check(image, "x").fingerprint()
+
+    image = noise(300, 400)
+    assert of(image) == of((image * 255).round() / 255)
+    assert of(image) == of(image.double())
+    other = image.clone()
+    other[0, 0, 0] = 1 - other[0, 0, 0]
+    assert of(image) != of(other)
+    flat = torch.zeros((300, 400, 3))
+    assert of(flat) != of(flat.reshape(400, 300, 3))

@@ -1,44 +1,68 @@
-"""One paid job from picture to file, against the stand-in API over real HTTP."""
+"""Paid jobs from picture to file, against the stand-in API over real HTTP and a real ledger."""
 
+import json
+import os
 import threading
 import time
+from dataclasses import replace
 
+import av
 import pytest
 import torch
 from pack.nodes.core import errors
-from pack.nodes.core.job import Order, Phase
+from pack.nodes.core.job import Connection, Order
 from pack.nodes.core.jobs import JobRunner
 from pack.nodes.core.kling import KlingRequest
+from pack.nodes.core.ledger import Ledger
+from pack.nodes.core.media import images
+from pack.nodes.core.states import JobState
 from pack.nodes.core.transport import Transport
 from pack.nodes.core.uploaders.inline import InlineUploader
 from pack.nodes.rehearsal import Fault, FaultKind
 
 REQUEST = KlingRequest("a cup of coffee, steam rising", duration_s=3, generate_audio=False)
+PICTURE = torch.rand((360, 480, 3), generator=torch.Generator().manual_seed(1))
 
 
-def make_order(folder, image=None, request=REQUEST):
-    names = iter(range(1, 100))
+class Folder:
+    """Names clips in one folder by counting up, as ComfyUI does."""
 
-    def name_clip(width, height):
-        path = folder / f"clip_{width}x{height}_{next(names)}.mp4"
-        path.touch(exist_ok=False)
-        return path
+    def __init__(self, path):
+        self.path = path
 
-    picture = torch.rand((360, 480, 3)) if image is None else image
-    return Order(request, picture, folder, name_clip)
+    def folder(self, prefix):
+        if ".." in prefix:
+            raise errors.InputError("out of bounds")
+        return self.path
 
-
-def make_runner(rehearsal, **values):
-    def quick(event, seconds):
-        return event.wait(min(seconds, 0.1))
-
-    options = {"poll_s": 1, "timeout_s": 60, "wait": quick, **values}
-    return JobRunner(Transport(rehearsal.origin, rehearsal.token), InlineUploader(), **options)
+    def candidate(self, prefix, width, height):
+        number = 1 + len(list(self.path.glob("*.mp4")))
+        return self.path / f"{prefix}_{width}x{height}_{number}.mp4"
 
 
-def run(rehearsal, folder, **values):
-    job = make_runner(rehearsal, **values).start(make_order(folder))
-    return job, job.waiter().result(30)
+def make_order(image=PICTURE, **values):
+    return Order(**{"request": REQUEST, "prefix": "clip", "start_image": image, **values})
+
+
+def connect(rehearsal, token=None, **values):
+    options = {"poll_s": 1, "timeout_s": 60, **values}
+    transport = Transport(rehearsal.origin, token or rehearsal.token)
+    return Connection(transport, InlineUploader(), **options)
+
+
+def quick(event, seconds):
+    return event.wait(min(seconds, 0.1))
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """A runner as one process has it."""
+    return make_runner(tmp_path)
+
+
+def make_runner(folder, wait=quick):
+    """A runner as a process started anew has it."""
+    return JobRunner(Ledger(f"sqlite:///{folder / 'ledger.db'}"), Folder(folder), wait=wait)
 
 
 def until(condition, seconds=10):
@@ -48,20 +72,52 @@ def until(condition, seconds=10):
         time.sleep(0.01)
 
 
-def test_a_job_ends_as_a_named_clip_of_the_asked_length(rehearsal, tmp_path):
-    job, clip = run(rehearsal, tmp_path)
+def run(runner, rehearsal, order=None, **values):
+    """Start a job and wait for its clip."""
+    job = runner.start(order or make_order(), connect(rehearsal, **values))
+    return job.waiter().result(30)
+
+
+def row_of(runner, rehearsal):
+    (row,) = runner._ledger.newest(9)
+    return row
+
+
+def states(runner):
+    (row,) = runner._ledger.newest(9)
+    return [state.value for state, _ in runner._ledger.times(row.id)]
+
+
+def test_a_job_ends_as_a_named_clip_of_the_asked_length(runner, rehearsal, tmp_path):
+    clip = run(runner, rehearsal)
     assert clip.path.name == f"clip_{clip.info.width}x{clip.info.height}_1.mp4"
     assert clip.info.duration_s == pytest.approx(3, abs=0.1)
     assert clip.cost_usd == pytest.approx(3 * 0.084)
-    assert clip.notes == ()
+    assert (clip.notes, clip.reused) == ((), False)
     assert clip.request_id == rehearsal.submissions[0].request_id
-    assert job.progress.phase == Phase.COMPLETED
     assert not list(tmp_path.glob(".*"))
 
 
-def test_progress_passes_through_the_states(rehearsal, tmp_path):
+def test_every_step_is_in_the_ledger(runner, rehearsal):
+    clip = run(runner, rehearsal)
+    (row,) = runner._ledger.newest(9)
+    assert states(runner) == [
+        "submitting",
+        "in_queue",
+        "in_progress",
+        "downloading",
+        "completed",
+    ]
+    assert (row.request_id, row.path) == (clip.request_id, str(clip.path))
+    assert row.cost_usd == clip.cost_usd
+    assert row.origin == rehearsal.origin
+    assert row.payload["start_image_url"].startswith("sha256:")
+    assert rehearsal.token not in f"{row}"
+
+
+def test_progress_passes_through_the_states(runner, rehearsal):
     rehearsal.plan(queue_s=0.5, run_s=0.5)
-    job = make_runner(rehearsal).start(make_order(tmp_path))
+    job = runner.start(make_order(), connect(rehearsal))
     seen = []
     while not job.ended:
         line = job.text().split(" · ")[0]
@@ -82,88 +138,278 @@ def test_progress_passes_through_the_states(rehearsal, tmp_path):
     ],
     ids=lambda fault: f"{fault.kind}",
 )
-def test_passing_faults_cost_nothing_but_time(rehearsal, tmp_path, fault):
+def test_passing_faults_cost_nothing_but_time(runner, rehearsal, fault):
     rehearsal.plan(fault)
-    _, clip = run(rehearsal, tmp_path)
-    assert clip.info.duration_s == pytest.approx(3, abs=0.1)
+    assert run(runner, rehearsal).info.duration_s == pytest.approx(3, abs=0.1)
     assert len(rehearsal.submissions) == 1
 
 
-def test_a_lost_reply_is_unknown_and_never_sent_again(rehearsal, tmp_path):
-    rehearsal.plan(Fault(FaultKind.LOST_REPLY))
-    with pytest.raises(errors.SubmitUnknown, match="not sent again"):
-        run(rehearsal, tmp_path)
+# -- the same request again
+
+
+def test_the_same_request_again_is_the_same_clip_for_nothing(runner, rehearsal):
+    first, second = run(runner, rehearsal), run(runner, rehearsal)
+    assert (second.path, second.request_id) == (first.path, first.request_id)
+    assert second.reused and "Reused, $0" in second.notes[0]
     assert len(rehearsal.submissions) == 1
 
 
-def test_a_failed_job_says_why_and_names_its_id(rehearsal, tmp_path):
+def test_the_same_request_after_a_restart_is_the_same_clip(runner, rehearsal, tmp_path):
+    first = run(runner, rehearsal)
+    second = run(make_runner(tmp_path), rehearsal)
+    assert second.path == first.path
+    assert len(rehearsal.submissions) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"request": replace(REQUEST, prompt="other")},
+        {"request": replace(REQUEST, cfg_scale=0.6)},
+        {"image": 1 - PICTURE},
+    ],
+)
+def test_any_change_of_the_request_is_a_new_take(runner, rehearsal, change):
+    first, second = run(runner, rehearsal), run(runner, rehearsal, make_order(**change))
+    assert first.path != second.path
+    assert len(rehearsal.submissions) == 2
+
+
+def test_changed_pixels_alone_are_pointed_out_where_the_first_clip_was_not_collected(
+    runner, rehearsal
+):
+    first = run(runner, rehearsal)
+    second = run(runner, rehearsal, make_order(image=1 - PICTURE))
+    assert f"Request {first.request_id} differs from this one in its pixels only" in second.notes[0]
+    runner.collected(first)
+    runner.collected(second)
+    assert run(runner, rehearsal, make_order(image=PICTURE * 0.5)).notes == ()
+
+
+def test_another_prefix_is_the_same_request(runner, rehearsal):
+    first = run(runner, rehearsal)
+    assert run(runner, rehearsal, make_order(prefix="elsewhere")).path == first.path
+
+
+def test_two_that_start_together_are_one_job(runner, rehearsal):
+    jobs = [runner.start(make_order(), connect(rehearsal)) for _ in range(4)]
+    clips = [job.waiter().result(30) for job in jobs]
+    assert len({clip.path for clip in clips}) == 1
+    assert sorted(clip.reused for clip in clips) == [False, True, True, True]
+    assert len(rehearsal.submissions) == 1
+
+
+def test_two_processes_that_start_together_are_one_job(rehearsal, tmp_path):
+    runners = [make_runner(tmp_path) for _ in range(3)]
+    jobs = [one.start(make_order(), connect(rehearsal)) for one in runners]
+    assert len({job.waiter().result(30).request_id for job in jobs}) == 1
+    assert len(rehearsal.submissions) == 1
+
+
+def test_a_process_that_died_before_it_wrote_the_end_down_leaves_a_clip_that_is_found(
+    runner, rehearsal, monkeypatch, tmp_path
+):
+    first = run(runner, rehearsal)
+    (row,) = runner._ledger.newest(9)
+    runner._ledger.advance(row.id, JobState.DOWNLOADING)
+    asked = len(rehearsal.requests)
+    second = run(make_runner(tmp_path), rehearsal)
+    assert second.path == first.path
+    assert len(rehearsal.requests) == asked
+    assert states(runner)[-1] == "completed"
+
+
+def test_a_name_that_was_written_down_but_went_to_another_clip_is_not_taken(runner, rehearsal):
+    first = run(runner, rehearsal)
+    (row,) = runner._ledger.newest(9)
+    runner._ledger.advance(row.id, JobState.DOWNLOADING)
+    first.path.write_bytes(b"another clip")
+    second = run(runner, rehearsal)
+    assert second.path != first.path
+    assert first.path.read_bytes() == b"another clip"
+
+
+def test_a_file_that_was_deleted_is_fetched_again(runner, rehearsal):
+    first = run(runner, rehearsal)
+    first.path.unlink()
+    second = run(runner, rehearsal)
+    assert second.path.exists() and second.request_id == first.request_id
+    assert len(rehearsal.submissions) == 1
+
+
+def test_a_clip_that_is_gone_everywhere_is_said_and_not_paid_again(runner, rehearsal):
+    first = run(runner, rehearsal)
+    first.path.unlink()
+    for file in rehearsal._folder.glob("*.mp4"):
+        file.unlink()
+    with pytest.raises(errors.ResultExpired, match="change the seed"):
+        run(runner, rehearsal)
+    assert states(runner)[-1] == "expired"
+    with pytest.raises(errors.ResultExpired, match="change the seed"):
+        run(runner, rehearsal)
+    assert len(rehearsal.submissions) == 1
+
+
+def test_another_accounts_job_is_reported_not_paid_again(runner, rehearsal):
+    first = run(runner, rehearsal)
+    first.path.unlink()
+    with pytest.raises(errors.InputError, match="another RunComfy account"):
+        run(runner, rehearsal, token="other-token")
+    assert len(rehearsal.submissions) == 1
+
+
+def test_a_failed_job_may_be_tried_again(runner, rehearsal):
     rehearsal.plan(Fault(FaultKind.FAILED_JOB, message="the content was refused"))
     with pytest.raises(errors.JobFailed, match="the content was refused") as caught:
-        run(rehearsal, tmp_path)
+        run(runner, rehearsal)
     assert caught.value.request_id == rehearsal.submissions[0].request_id
+    assert states(runner)[-1] == "failed"
+    assert run(runner, rehearsal).path.exists()
+    assert len(rehearsal.submissions) == 2
 
 
-def test_a_wrong_token_is_refused_before_anything_starts(rehearsal, tmp_path):
-    runner = JobRunner(
-        Transport(rehearsal.origin, "wrong"), InlineUploader(), poll_s=1, timeout_s=60
-    )
-    with pytest.raises(errors.AuthError, match="nothing was charged"):
-        runner.start(make_order(tmp_path)).waiter().result(10)
-    assert rehearsal.submissions == []
+# -- what must not be sent, or sent again
 
 
-def test_a_bad_picture_is_refused_before_anything_is_sent(rehearsal, tmp_path):
-    job = make_runner(rehearsal).start(make_order(tmp_path, torch.rand((200, 480, 3))))
-    with pytest.raises(errors.InputError, match="480 × 200"):
-        job.waiter().result(10)
+def test_a_lost_reply_is_unknown_and_never_sent_again(runner, rehearsal, tmp_path):
+    rehearsal.plan(Fault(FaultKind.LOST_REPLY))
+    with pytest.raises(errors.SubmitUnknown, match="not sent again"):
+        run(runner, rehearsal)
+    assert states(runner) == ["submitting", "unknown"]
+    for one in (runner, make_runner(tmp_path)):
+        with pytest.raises(errors.SubmitUnknown, match="change the seed"):
+            run(one, rehearsal)
+    assert len(rehearsal.submissions) == 1
+
+
+def test_a_ledger_that_cannot_be_written_means_no_post(runner, rehearsal, monkeypatch):
+    def broken(*_, **__):
+        raise errors.LedgerError("disk full")
+
+    monkeypatch.setattr(runner._ledger, "claim", broken)
+    with pytest.raises(errors.LedgerError, match="disk full"):
+        run(runner, rehearsal)
     assert rehearsal.requests == []
 
 
-def test_what_was_done_to_the_picture_is_said_with_the_clip(rehearsal, tmp_path):
-    image = torch.rand((360, 480, 4))
-    job = make_runner(rehearsal).start(make_order(tmp_path, image))
-    assert job.waiter().result(30).notes == (
-        "start_image: its transparent parts are sent on white.",
-    )
+def test_a_ledger_that_fails_after_the_post_does_not_lose_the_clip(
+    runner, rehearsal, monkeypatch, caplog
+):
+    advance, failures = runner._ledger.advance, iter([True, True, False])
+
+    def shaky(*args, **values):
+        if next(failures, False):
+            raise errors.LedgerError("busy")
+        return advance(*args, **values)
+
+    monkeypatch.setattr(runner._ledger, "advance", shaky)
+    clip = run(runner, rehearsal)
+    assert clip.path.exists()
+    assert f"request {clip.request_id} goes on, but is not in the ledger" in caplog.text
+    assert states(runner)[-1] == "completed"
+    assert row_of(runner, rehearsal).request_id == clip.request_id
 
 
-def test_a_timeout_leaves_the_job_collectable(rehearsal, tmp_path):
-    rehearsal.plan(queue_s=30)
-    job = make_runner(rehearsal, timeout_s=0.5).start(make_order(tmp_path))
+def test_a_wrong_token_is_refused_before_anything_starts_and_may_be_mended(runner, rehearsal):
+    with pytest.raises(errors.AuthError, match="nothing was charged"):
+        run(runner, rehearsal, token="wrong")
+    assert rehearsal.submissions == []
+    assert run(runner, rehearsal).path.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"image": torch.rand((200, 480, 3))}, "480 × 200"),
+        ({"end_image": PICTURE}, "takes no end image"),
+        ({"prefix": "../out"}, "out of bounds"),
+    ],
+)
+def test_a_bad_order_is_refused_before_anything_is_sent(runner, rehearsal, values, said):
+    with pytest.raises(errors.InputError, match=said):
+        run(runner, rehearsal, make_order(**values))
+    assert rehearsal.requests == []
+    assert runner._ledger.newest(9) == []
+
+
+def test_an_end_image_and_an_address_go_out_as_they_are(runner, rehearsal):
+    from raw_server import RawServer, answer
+
+    request = replace(REQUEST, model="kling-3.0/pro")
+    picture = images.encode(images.check(PICTURE, "x"), max_bytes=1 << 20).data
+    with RawServer(answer(200, picture, Content_Type="image/png")) as host:
+        url = f"{host.origin}/start.png"
+        order = make_order(request=request, image=None, start_image_url=url, end_image=PICTURE)
+        assert run(runner, rehearsal, order).path.exists()
+    (sent,) = rehearsal.submissions
+    assert sent.payload["start_image_url"] == url
+    assert sent.payload["end_image_url"].startswith("data:image/png;base64,")
+
+
+def test_what_was_done_to_the_picture_is_said_with_the_clip(runner, rehearsal):
+    clip = run(runner, rehearsal, make_order(image=torch.rand((360, 480, 4))))
+    assert clip.notes == ("start_image: its transparent parts are sent on white.",)
+
+
+def test_a_refusal_for_the_rate_is_sent_again_later(tmp_path):
+    from raw_server import RawServer, answer
+
+    waits = []
+    slow_down = answer(429, {"message": "slow"}, Retry_After="1")
+    with RawServer(slow_down, slow_down, answer(200, {"request_id": "r-1"})) as server:
+        runner = make_runner(tmp_path, wait=lambda event, seconds: waits.append(seconds))
+        connection = Connection(
+            Transport(server.origin, "t"), InlineUploader(), poll_s=1, timeout_s=0
+        )
+        with pytest.raises(errors.JobTimeout):
+            runner.start(make_order(), connection).waiter().result(10)
+    assert waits[:2] == [2.0, 4.0]
+    assert server.connections >= 4
+
+
+# -- waiting and stopping
+
+
+def test_a_timeout_leaves_the_job_collectable(runner, rehearsal):
+    rehearsal.plan(queue_s=2)
     with pytest.raises(errors.JobTimeout, match="collectable"):
-        job.waiter().result(10)
-    assert job.progress.phase == Phase.IN_QUEUE
+        run(runner, rehearsal, timeout_s=0.5)
+    assert states(runner)[-1] == "in_queue"
+    clip = run(runner, rehearsal)
+    assert clip.reused and clip.path.exists()
+    assert len(rehearsal.submissions) == 1
 
 
-def test_a_waiter_that_gives_up_leaves_job_and_others_alone(rehearsal, tmp_path):
-    job = make_runner(rehearsal).start(make_order(tmp_path))
+def test_a_waiter_that_gives_up_leaves_job_and_others_alone(runner, rehearsal):
+    job = runner.start(make_order(), connect(rehearsal))
     first, second = job.waiter(), job.waiter()
     assert first.cancel()
     assert second.result(30).path.exists()
     assert job.waiter().result(0).path.exists()
 
 
-def test_stop_in_the_queue_cancels_at_runcomfy(rehearsal, tmp_path):
+def test_stop_in_the_queue_cancels_at_runcomfy_and_frees_the_request(runner, rehearsal):
     rehearsal.plan(queue_s=30)
-    runner = make_runner(rehearsal)
-    job = runner.start(make_order(tmp_path))
-    until(lambda: job.progress.phase == Phase.IN_QUEUE)
+    job = runner.start(make_order(), connect(rehearsal))
+    until(lambda: job.progress.state == JobState.IN_QUEUE)
     assert "cancelled: no charge" in runner.stop(job).result(10)
     with pytest.raises(errors.JobCancelled):
         job.waiter().result(10)
+    assert states(runner)[-1] == "cancelled"
+    assert run(runner, rehearsal).path.exists()
 
 
-def test_stop_while_rendering_says_the_charge_and_collects(rehearsal, tmp_path):
+def test_stop_while_rendering_says_the_charge_and_collects(runner, rehearsal):
     rehearsal.plan(queue_s=0, run_s=2)
-    runner = make_runner(rehearsal)
-    job = runner.start(make_order(tmp_path))
-    until(lambda: job.progress.phase == Phase.IN_PROGRESS)
+    job = runner.start(make_order(), connect(rehearsal))
+    until(lambda: job.progress.state == JobState.IN_PROGRESS)
     said = runner.stop(job).result(10)
     assert "cannot be cancelled and is charged, about $0.25" in said
     assert job.waiter().result(30).path.exists()
 
 
-def test_stop_before_the_submit_sends_nothing(rehearsal, tmp_path, monkeypatch):
+def test_stop_before_the_submit_sends_nothing(runner, rehearsal, monkeypatch):
     go_on = threading.Event()
     upload = InlineUploader.upload
 
@@ -172,47 +418,74 @@ def test_stop_before_the_submit_sends_nothing(rehearsal, tmp_path, monkeypatch):
         return upload(self, data, content_type)
 
     monkeypatch.setattr(InlineUploader, "upload", slow)
-    runner = make_runner(rehearsal)
-    job = runner.start(make_order(tmp_path))
+    job = runner.start(make_order(), connect(rehearsal))
     said = runner.stop(job)
     go_on.set()
     assert said.result(10) == "Stopped before the job was sent. Nothing is charged."
     assert rehearsal.submissions == []
 
 
-def test_an_unexpected_fault_reaches_the_waiter_with_the_id(rehearsal, tmp_path):
-    order = make_order(tmp_path)
-
-    def broken(width, height):
+def test_an_unexpected_fault_reaches_the_waiter_with_the_id(runner, rehearsal, monkeypatch):
+    def broken(*_):
         raise RuntimeError("surprise")
 
-    job = make_runner(rehearsal).start(
-        Order(order.request, order.start_image, order.folder, broken)
-    )
+    monkeypatch.setattr(Folder, "candidate", broken)
     with pytest.raises(errors.RunComfyError, match="Unexpected RuntimeError: surprise") as caught:
-        job.waiter().result(30)
+        run(runner, rehearsal)
     assert caught.value.request_id == rehearsal.submissions[0].request_id
+    monkeypatch.undo()
+    assert run(runner, rehearsal).reused
 
 
-def test_a_refusal_for_the_rate_is_sent_again_later():
-    from raw_server import RawServer, answer
-
-    slow_down = answer(429, {"message": "slow"}, Retry_After="1")
-    with RawServer(slow_down, slow_down, answer(200, {"request_id": "r-1"})) as server:
-        waits = []
-        runner = JobRunner(
-            Transport(server.origin, "t"),
-            InlineUploader(),
-            poll_s=1,
-            timeout_s=0,
-            wait=lambda event, seconds: waits.append(seconds),
-        )
-        with pytest.raises(errors.RunComfyError):
-            runner.start(make_order(None, torch.rand((300, 300, 3)))).waiter().result(10)
-    assert waits[:2] == [2.0, 4.0]
-    assert server.connections >= 3
-
-
-def test_no_thread_is_left_when_a_job_has_ended(rehearsal, tmp_path):
-    run(rehearsal, tmp_path)
+def test_no_thread_is_left_when_a_job_has_ended(runner, rehearsal):
+    run(runner, rehearsal)
     until(lambda: not [t for t in threading.enumerate() if t.name == "runcomfy-job"])
+
+
+# -- the file
+
+
+def test_parallel_jobs_get_names_of_their_own(runner, rehearsal, tmp_path):
+    jobs = [runner.start(make_order(seed=n), connect(rehearsal)) for n in range(4)]
+    assert len({job.waiter().result(60).path for job in jobs}) == 4
+    assert len(list(tmp_path.glob("*.mp4"))) == 4
+
+
+def test_a_name_that_was_taken_meanwhile_is_not_overwritten(runner, rehearsal, monkeypatch):
+    candidate, taken = Folder.candidate, []
+
+    def beaten(self, *args):
+        path = candidate(self, *args)
+        if not taken:
+            taken.append(path)
+            path.write_bytes(b"somebody else's")
+        return path
+
+    monkeypatch.setattr(Folder, "candidate", beaten)
+    clip = run(runner, rehearsal)
+    assert clip.path != taken[0]
+    assert taken[0].read_bytes() == b"somebody else's"
+
+
+def test_a_disk_without_hard_links_will_do(runner, rehearsal, monkeypatch, tmp_path):
+    def no_links(*_):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert run(runner, rehearsal).info.duration_s == pytest.approx(3, abs=0.1)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_graph_is_in_the_files_metadata_and_the_streams_are_untouched(runner, rehearsal):
+    graph = {"prompt": {"1": {"class_type": "X"}}, "workflow": {"nodes": [1, "é"]}}
+    clip = run(runner, rehearsal, make_order(**graph))
+    (original,) = rehearsal._folder.glob("*.mp4")
+    with av.open(str(clip.path)) as container:
+        assert json.loads(container.metadata["prompt"]) == graph["prompt"]
+        assert json.loads(container.metadata["workflow"]) == graph["workflow"]
+    assert packets(clip.path) == packets(original)
+
+
+def packets(path):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux() if packet.size]

@@ -120,5 +120,7 @@ def test_example_workflow_fits_the_node(engine: Any) -> None:
         "cfg_scale",
         "model",
         "seed",
+        "start_image_url",
+        "filename_prefix",
     ]
     assert (inputs["duration"], inputs["model"], inputs["seed"]) == (5, "kling-3.0/standard", 0)

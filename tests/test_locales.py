@@ -50,9 +50,9 @@ def test_every_language_has_every_text(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_node_has_a_help_page_that_names_every_input(language):
-    for node, spec in texts("en").items():
+def test_every_node_has_a_help_page_that_explains_every_input_and_output(language):
+    for node, spec in texts(language).items():
         place = f"{node}.md" if language == "en" else f"{node}/{language}.md"
         page = (ROOT / "web" / "docs" / place).read_text(encoding="utf-8")
-        for name in [*spec["inputs"], *(o["name"] for o in spec["outputs"].values())]:
-            assert f"**{name}**" in page, f"{place} does not explain {name}"
+        for one in [*spec["inputs"].values(), *spec["outputs"].values()]:
+            assert f"**{one['name']}**" in page, f"{place} does not explain {one['name']}"

@@ -2,6 +2,8 @@
 
     RunComfyError                 a sentence a user can act on
       ConfigError                 no token, or a bad setting
+      LedgerError                 the ledger cannot be read or written: no POST without it
+        TransitionRefused         a state that a job cannot come to from where it is
       InputError (ValueError)     breaks a limit; raised before upload and charge
       MediaError                  a picture or clip that cannot be read, or is not what was asked
       NetworkError                no usable answer; asking again is safe
@@ -14,6 +16,7 @@
         RateLimitError            too many calls
       JobFailed                   the job ran at RunComfy and failed
       JobCancelled                the job was cancelled before it ran
+      ResultExpired               the job was done, but RunComfy has its clip no more
       JobTimeout (TimeoutError)   still running when we stopped waiting; can be collected
 
 ``request_id`` is RunComfy's id of the job wherever one is known, and part of the text.
@@ -36,6 +39,14 @@ class RunComfyError(Exception):
 
 class ConfigError(RunComfyError):
     """No token, or a setting with a value that cannot be used."""
+
+
+class LedgerError(RunComfyError):
+    """The ledger of jobs cannot be read or written, or is damaged."""
+
+
+class TransitionRefused(LedgerError):
+    """A job cannot come to this state from the one it is in."""
 
 
 class InputError(RunComfyError, ValueError):
@@ -113,6 +124,10 @@ class JobFailed(RunComfyError):
 
 class JobCancelled(RunComfyError):
     """The job was cancelled while it was still queued; queued jobs are not charged."""
+
+
+class ResultExpired(RunComfyError):
+    """The job was done, but RunComfy does not have its clip any more."""
 
 
 class JobTimeout(RunComfyError, TimeoutError):

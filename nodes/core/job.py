@@ -1,67 +1,74 @@
 """One job as others see it: what was ordered, where it is, and who waits for its clip."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .kling import KlingRequest
 from .media.video import ClipInfo
+from .states import JobState
+from .transport import Transport
+from .uploaders.base import Uploader
 
 if TYPE_CHECKING:
     import torch
 
 
-class Phase(str, Enum):
-    """Where a job is. Its names are the job's states in the pack's contract."""
-
-    PREPARING = "preparing"
-    SUBMITTING = "submitting"
-    IN_QUEUE = "in_queue"
-    IN_PROGRESS = "in_progress"
-    DOWNLOADING = "downloading"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    UNKNOWN = "unknown"
-
-
 @dataclass(frozen=True)
 class Order:
-    """What is asked for.
+    """What is asked for. Pictures are ``[H, W, C]``, float 0 to 1.
 
-    ``start_image`` is ``[H, W, C]``, float 0 to 1. ``name_clip`` gives a clip of (width, height) px
-    its final path: an empty file that it has created, so that no other job gets the same name.
-    ``folder`` is where the download grows, on the same disk as the final path.
+    Either ``start_image`` or ``start_image_url`` is given. ``prompt`` and ``workflow`` are the
+    graph in ComfyUI's two forms, to be kept in the clip's metadata.
     """
 
     request: KlingRequest
-    start_image: "torch.Tensor"
-    folder: Path
-    name_clip: Callable[[int, int], Path]
+    prefix: str
+    seed: int = 0
+    start_image: "torch.Tensor | None" = None
+    start_image_url: str = ""
+    end_image: "torch.Tensor | None" = None
+    prompt: Mapping[str, Any] | None = None
+    workflow: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Whose account jobs go to, and how: fixed for the life of a job."""
+
+    transport: Transport
+    uploader: Uploader
+    poll_s: float
+    timeout_s: float
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A finished job: the file, and what is to be said about it."""
+    """A finished job: the file, and what is to be said about it.
 
+    ``row_id`` is its number in the ledger, ``reused`` says that nothing was sent for it, ``notes``
+    are sentences for the user.
+    """
+
+    row_id: int
     path: Path
     request_id: str
     info: ClipInfo
     cost_usd: float | None
-    notes: tuple[str, ...]
+    reused: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Progress:
     """A snapshot of a job. ``since`` is the clock's reading when the job was started."""
 
-    phase: Phase
+    state: JobState
     since: float
     request_id: str | None = None
     queue_position: int | None = None
@@ -69,39 +76,48 @@ class Progress:
     note: str = ""
 
     def text(self, now: float) -> str:
-        """One line for the node: state, queue position, seconds."""
+        """One line for the node: state, queue position, seconds; the note below it."""
         line = {
-            Phase.PREPARING: "Preparing the picture",
-            Phase.SUBMITTING: "Sending the job to RunComfy",
-            Phase.IN_QUEUE: "In queue at RunComfy",
-            Phase.IN_PROGRESS: "Kling is rendering",
-            Phase.DOWNLOADING: "Downloading the clip",
-        }.get(self.phase, self.phase.value.capitalize())
-        if self.phase == Phase.IN_QUEUE and self.queue_position is not None:
+            JobState.PREPARING: "Preparing the picture",
+            JobState.SUBMITTING: "Sending the job to RunComfy",
+            JobState.IN_QUEUE: "In queue at RunComfy",
+            JobState.IN_PROGRESS: "Kling is rendering",
+            JobState.DOWNLOADING: "Downloading the clip",
+        }.get(self.state, self.state.value.capitalize())
+        if self.state == JobState.IN_QUEUE and self.queue_position is not None:
             line += f", position {self.queue_position}"
-        if self.phase == Phase.DOWNLOADING and self.bytes_done:
+        if self.state == JobState.DOWNLOADING and self.bytes_done:
             line += f", {self.bytes_done / 1e6:.1f} MB"
         line += f" · {max(0, int(now - self.since))} s"
         return f"{line}\n{self.note}" if self.note else line
 
 
 class Job:
-    """A job on its way. Safe to read from any thread."""
+    """A job on its way. Safe to read from any thread.
 
-    def __init__(self, order: Order, clock: Callable[[], float]) -> None:
-        self.order = order
+    ``follows`` is the live job of the very same request, where there was one. ``unwritten`` holds
+    states that the ledger could not take yet.
+    """
+
+    def __init__(
+        self, price_usd: float, connection: Connection, clock: Callable[[], float]
+    ) -> None:
+        self.price_usd = price_usd
+        self.connection = connection
+        self.follows: Job | None = None
+        self.unwritten: list[tuple[JobState, dict[str, Any]]] = []
         self.stop_requested = threading.Event()
         self.wake = threading.Event()
         self._clock = clock
         self._lock = threading.Lock()
-        self._progress = Progress(Phase.PREPARING, clock())
+        self._progress = Progress(JobState.PREPARING, clock())
         self._waiters: list[Future[Clip]] = []
         self._outcome: Clip | errors.RunComfyError | None = None
 
     @property
     def progress(self) -> Progress:
-        """The newest snapshot."""
-        return self._progress
+        """The newest snapshot: of the job that this one follows, where it follows one."""
+        return self.follows.progress if self.follows else self._progress
 
     @property
     def ended(self) -> bool:
@@ -110,7 +126,7 @@ class Job:
 
     def text(self) -> str:
         """The newest snapshot, for the node."""
-        return self._progress.text(self._clock())
+        return self.progress.text(self._clock())
 
     def waiter(self) -> "Future[Clip]":
         """A future for one waiter; cancelling it leaves the job and other waiters alone."""

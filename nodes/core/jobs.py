@@ -1,71 +1,71 @@
-"""One paid job, from a picture to the file on disk, on threads of its own.
+"""Paid jobs on threads of their own: each request is sent once, whoever asks for it how often.
 
 ``JobRunner.start`` returns at once. The job then runs on a daemon thread that knows no graph and no
 event loop: a sampler cannot stall it, a failing neighbour or a Stop cannot kill it, and it never
 holds up the end of the process. Whoever waits does so on a ``Future`` of its own.
 
-The order of one run: check and encode the picture, make it reachable, submit once, watch, download,
-verify, give it its name. Nothing is sent before all checks have passed.
+The order of one run: check the pictures, name the request, look in the ledger (attach, or go on),
+encode, upload, claim, send, write down the request id, collect. Nothing is sent before all checks
+have passed, and nothing that the ledger has not taken.
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from . import errors
-from .client import CancelOutcome, JobStatus, RunComfyClient, State
-from .download import download
-from .job import Clip, Job, Order, Phase
-from .media import images, video
+from .client import CancelOutcome, RunComfyClient
+from .collect import Collector, Places, expired
+from .identity import Identity, identify
+from .job import Clip, Connection, Job, Order
+from .ledger import Ledger, NewJob, Row
+from .media import images
+from .states import AT_RUNCOMFY, JobState
 from .transport import Transport
-from .uploaders.base import Uploader
 
 log = logging.getLogger("runcomfy")
 
 SUBMIT_ATTEMPTS = 4  # only of submits that surely did not arrive, or were refused for the rate
-DURATION_TOLERANCE_S = 0.5
+LOOK_S = 1.0  # how often to look whether another process has sent the job
+REUSED = "Reused, $0: this very request was made before. Change the seed for a new take."
 
 
 class JobRunner:
-    """Runs jobs of one account. Owns ``transport`` from the first job on.
+    """Runs the jobs of one ledger, in one process.
 
     Args:
-        transport: The API's origin and token.
-        uploader: Makes pictures reachable.
-        poll_s: First pause between polls.
-        timeout_s: How long to wait for a job's end at RunComfy.
+        ledger: Where jobs are written before they are sent.
+        places: Where clips go.
         clock: Monotonic seconds.
         wait: Sleeps on an event for at most so many seconds.
     """
 
     def __init__(
         self,
-        transport: Transport,
-        uploader: Uploader,
+        ledger: Ledger,
+        places: Places,
         *,
-        poll_s: float,
-        timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
-        self._transport = transport
-        self._client = RunComfyClient(transport, clock=clock)
-        self._uploader = uploader
-        self._poll_s = poll_s
-        self._timeout_s = timeout_s
+        self._ledger = ledger
+        self._places = places
         self._clock = clock
         self._wait = wait
+        self._collector = Collector(ledger, places, clock=clock, pause=self._pause)
+        self._live: dict[int, Job] = {}
+        self._lock = threading.Lock()
 
-    def start(self, order: Order) -> Job:
+    def start(self, order: Order, connection: Connection) -> Job:
         """Start a job on a daemon thread of its own."""
-        job = Job(order, self._clock)
-        threading.Thread(target=self._run, args=(job,), name="runcomfy-job", daemon=True).start()
+        job = Job(order.request.price_usd(), connection, self._clock)
+        threading.Thread(
+            target=self._run, args=(job, order), name="runcomfy-job", daemon=True
+        ).start()
         return job
 
     def stop(self, job: Job) -> "Future[str]":
@@ -76,23 +76,32 @@ class JobRunner:
             take ``CANCEL_S`` seconds, longer while the submit is still under way.
         """
         said: Future[str] = Future()
-        job.stop_requested.set()
-        job.wake.set()
+        for one in (job, job.follows):
+            if one is not None:
+                one.stop_requested.set()
+                one.wake.set()
         threading.Thread(
             target=self._call_off, args=(job, said), name="runcomfy-stop", daemon=True
         ).start()
         return said
 
+    def collected(self, clip: Clip) -> None:
+        """Note that a graph has the clip; a ledger that cannot be written now costs only a hint."""
+        try:
+            self._ledger.collected(clip.row_id)
+        except errors.LedgerError as error:
+            log.warning("%s", error)
+
     def _call_off(self, job: Job, said: "Future[str]") -> None:
-        while not job.ended and job.progress.phase in (Phase.PREPARING, Phase.SUBMITTING):
+        while not job.ended and job.progress.state in (JobState.PREPARING, JobState.SUBMITTING):
             self._wait(threading.Event(), 0.05)
-        phase = job.progress.phase
-        price = f"about ${job.order.request.price_usd():.2f}"
-        if phase in (Phase.IN_QUEUE, Phase.IN_PROGRESS):
+        state = job.progress.state
+        price = f"about ${job.price_usd:.2f}"
+        if state in (JobState.IN_QUEUE, JobState.IN_PROGRESS):
             said.set_result(self._cancel(job, price))
-        elif phase in (Phase.DOWNLOADING, Phase.COMPLETED):
+        elif state in (JobState.DOWNLOADING, JobState.COMPLETED):
             said.set_result(f"Stopped. The clip was already made ({price}) and is being saved.")
-        elif phase == Phase.UNKNOWN:
+        elif state == JobState.UNKNOWN:
             said.set_result(
                 f"Stopped. The job may have reached RunComfy and may be charged, {price}."
             )
@@ -101,12 +110,13 @@ class JobRunner:
 
     def _cancel(self, job: Job, price: str) -> str:
         collecting = "Its clip will be saved to the output folder when it is ready."
+        client = RunComfyClient(job.connection.transport, clock=self._clock)
         try:
-            outcome = self._client.cancel(str(job.progress.request_id))
+            outcome = client.cancel(str(job.progress.request_id))
         except errors.RunComfyError as error:
             outcome = CancelOutcome.UNCLEAR
             log.warning("cancel brought no clear answer: %s", error)
-        job.wake.set()
+        (job.follows or job).wake.set()
         if outcome == CancelOutcome.CANCELLED:
             return "Stopped. The job was still queued at RunComfy and is cancelled: no charge."
         if outcome == CancelOutcome.NOT_CANCELLABLE:
@@ -119,122 +129,191 @@ class JobRunner:
             f"{price}. {collecting}"
         )
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job, order: Order) -> None:
         outcome: Clip | errors.RunComfyError
         try:
-            outcome = self._make(job)
+            outcome = self._make(job, order)
         except errors.RunComfyError as error:
             outcome = error
         except BaseException as error:  # a thread that dies silently would strand its waiters
             log.exception("a job ended unexpectedly")
             what = f"Unexpected {type(error).__name__}: {error}"
             outcome = errors.RunComfyError(what, request_id=job.progress.request_id)
-        job.update(phase=_last_phase(job, outcome), note="")
+        job.update(state=_last_state(job, outcome), note="")
+        with self._lock:
+            self._live = {row_id: live for row_id, live in self._live.items() if live is not job}
         job.settle(outcome)
-        self._transport.close()
+        job.connection.transport.close()
         if isinstance(outcome, Clip):
-            log.info("clip saved: %s (request %s)", outcome.path, outcome.request_id)
+            log.info("clip: %s (request %s)", outcome.path, outcome.request_id)
         else:
             log.warning("job ended without a clip: %s", outcome)
 
-    def _make(self, job: Job) -> Clip:
-        order = job.order
-        picture = images.encode(order.start_image, max_bytes=self._uploader.max_bytes)
-        url = self._uploader.upload(picture.data, picture.content_type)
-        payload = order.request.payload(url)
-        request_id = self._submit(job, payload)
-        log.info("job sent: request %s", request_id)
-        job.update(phase=Phase.IN_QUEUE, request_id=request_id)
-        status = self._watch(job, request_id)
-        job.update(phase=Phase.DOWNLOADING, queue_position=None, note="")
-        part = order.folder / f".runcomfy-{re.sub(r'[^A-Za-z0-9_-]', '_', request_id)}.part"
-        info = self._fetch(job, status, part)
-        path = order.name_clip(info.width, info.height)
-        part.replace(path)
-        notes = list(picture.notes)
-        if abs(info.duration_s - order.request.duration_s) > DURATION_TOLERANCE_S:
+    def _make(self, job: Job, order: Order) -> Clip:
+        self._places.folder(order.prefix)  # a prefix that cannot be used is refused before a charge
+        start = (
+            images.check(order.start_image, "start_image")
+            if order.start_image is not None
+            else None
+        )
+        end = images.check(order.end_image, "end_image") if order.end_image is not None else None
+        identity = identify(
+            order.request,
+            origin=job.connection.transport.origin,
+            seed=order.seed,
+            start_image=start.fingerprint() if start else order.start_image_url,
+            end_image=end.fingerprint() if end else None,
+        )
+        row = self._ledger.find(identity.full)
+        if row is not None:
+            return self._attach(job, row)
+        notes: list[str] = []
+        payload = order.request.payload(
+            self._url(job, start, notes) if start else order.start_image_url,
+            end_image_url=self._url(job, end, notes) if end else None,
+        )
+        if job.stop_requested.is_set():
+            raise errors.JobCancelled("Stopped before the job was sent; nothing is charged.")
+        near = self._ledger.find_near(identity.near, identity.full)
+        if near is not None and near.request_id:
             notes.append(
-                f"The clip lasts {info.duration_s:.1f} s; "
-                f"{order.request.duration_s} s were asked for."
+                f"Request {near.request_id} differs from this one in its pixels only and was never "
+                "collected. Did the picture change by itself? Its clip can still be collected."
             )
-        return Clip(path, request_id, info, self._cost(status), tuple(notes))
+        row, is_ours = self._claim(job, order, identity, payload)
+        if not is_ours:
+            return self._attach(job, row)
+        request_id = self._send(job, row, order.request.model_id, payload)
+        clip = self._collector.collect(job, row, request_id, is_new=True)
+        return replace(clip, notes=(*notes, *clip.notes))
 
-    def _submit(self, job: Job, payload: dict[str, Any]) -> str:
+    def _url(self, job: Job, picture: images.Picture, notes: list[str]) -> str:
+        uploader = job.connection.uploader
+        encoded = images.encode(picture, max_bytes=uploader.max_bytes)
+        notes.extend(encoded.notes)
+        return uploader.upload(encoded.data, encoded.content_type)
+
+    def _claim(
+        self, job: Job, order: Order, identity: Identity, payload: dict[str, Any]
+    ) -> tuple[Row, bool]:
+        transport = job.connection.transport
+        new = NewJob(
+            identity=identity.full,
+            near_identity=identity.near,
+            origin=transport.origin,
+            account=transport.account,
+            model_id=order.request.model_id,
+            payload=identity.payload,
+            price_usd=job.price_usd,
+            prefix=order.prefix,
+            duration_s=order.request.duration_s,
+            prompt=order.prompt,
+            workflow=order.workflow,
+        )
+        with self._lock:  # so that nobody here finds the row without its live job
+            row, is_ours = self._ledger.claim(new, post_limit_s=Transport.post_limit_s(payload))
+            if is_ours:
+                self._live[row.id] = job
+        return row, is_ours
+
+    def _send(self, job: Job, row: Row, model_id: str, payload: dict[str, Any]) -> str:
+        """Send the claimed job; what comes of it is written when this returns or raises."""
+        client = RunComfyClient(job.connection.transport, clock=self._clock)
+        job.update(state=JobState.SUBMITTING)
+        try:
+            request_id = self._submit(job, row, client, model_id, payload)
+        except errors.SubmitUnknown as error:
+            # the row without its request id would be found as unknown all the same
+            values = {"request_id": error.request_id} if error.request_id else {}
+            self._collector.record(job, row, JobState.UNKNOWN, error=str(error), **values)
+            raise
+        except errors.JobCancelled:
+            self._collector.record(job, row, JobState.CANCELLED)
+            raise
+        except (errors.NeverLeft, errors.ApiError, errors.LedgerError) as error:
+            self._collector.record(job, row, JobState.FAILED, error=str(error))
+            raise
+        job.update(request_id=request_id)
+        self._collector.record(job, row, JobState.IN_QUEUE, request_id=request_id)
+        log.info("job sent: request %s", request_id)
+        return request_id
+
+    def _submit(
+        self, job: Job, row: Row, client: RunComfyClient, model_id: str, payload: dict[str, Any]
+    ) -> str:
         for attempt in range(1, SUBMIT_ATTEMPTS + 1):
             if job.stop_requested.is_set():
                 raise errors.JobCancelled("Stopped before the job was sent; nothing is charged.")
-            job.update(phase=Phase.SUBMITTING)
             try:
-                return self._client.submit(job.order.request.model_id, payload)
+                return client.submit(model_id, payload)
             except (errors.NeverLeft, errors.RateLimitError) as error:
                 if attempt == SUBMIT_ATTEMPTS:
                     raise
+                pause_s = max(error.retry_after_s or 0.0, 2.0**attempt)
+                self._ledger.renew(row.id, post_limit_s=pause_s + Transport.post_limit_s(payload))
                 job.update(note=str(error))
-                self._pause(job, max(error.retry_after_s or 0.0, 2.0**attempt))
+                self._pause(job, pause_s)
         raise AssertionError("unreachable")
 
-    def _watch(self, job: Job, request_id: str) -> JobStatus:
-        phases = {State.IN_PROGRESS: Phase.IN_PROGRESS, State.COMPLETED: Phase.IN_PROGRESS}
-        status = JobStatus(request_id, State.UNKNOWN)
-        for status in self._client.watch(
-            request_id,
-            lambda seconds: self._pause(job, seconds),
-            poll_s=self._poll_s,
-            timeout_s=self._timeout_s,
-        ):
-            job.update(
-                phase=phases.get(status.state, job.progress.phase),
-                queue_position=status.queue_position,
-                note=status.note,
+    def _attach(self, job: Job, row: Row) -> Clip:
+        """Join a request that was made before; nothing in here sends anything."""
+        while True:
+            with self._lock:
+                live = self._live.get(row.id)
+                if live is None and row.state in (*AT_RUNCOMFY, JobState.COMPLETED):
+                    self._live[row.id] = job
+            if live is not None:
+                job.follows = live
+                clip = live.waiter().result()
+                return replace(clip, reused=True, notes=(REUSED, *clip.notes))
+            if row.state != JobState.SUBMITTING:
+                break
+            if job.stop_requested.is_set():
+                raise errors.JobCancelled("Stopped. Another ComfyUI is sending this very request.")
+            job.update(note="Another ComfyUI is sending this very request")
+            self._pause(job, LOOK_S)
+            row = self._ledger.get(row.id)
+        clip = self._collect_again(job, row)
+        return replace(clip, reused=True, notes=(REUSED, *clip.notes))
+
+    def _collect_again(self, job: Job, row: Row) -> Clip:
+        if row.state == JobState.UNKNOWN:
+            raise errors.SubmitUnknown(
+                "This very request was sent before, but no clear answer came back. It may be "
+                "running and may be charged, so it is not sent again by itself. Look for it on "
+                "RunComfy's Generations page; to pay for a new take, change the seed.",
+                request_id=row.request_id,
             )
-        if status.state == State.FAILED:
-            said = status.error or "RunComfy gives no reason"
-            raise errors.JobFailed(f"Kling could not make the clip: {said}", request_id=request_id)
-        if status.state == State.CANCELLED:
-            raise errors.JobCancelled(
-                "The job was cancelled while queued; nothing is charged.", request_id=request_id
+        if row.state == JobState.EXPIRED:
+            raise expired(row.request_id)
+        clip = self._collector.from_disk(row) if row.state == JobState.COMPLETED else None
+        if clip is not None:
+            return clip
+        if row.account != job.connection.transport.account:
+            raise errors.InputError(
+                "This very request was already sent with another RunComfy account. Collect it with "
+                "that account's token, or change the seed to pay for it with this one.",
+                request_id=row.request_id,
             )
-        return status
-
-    def _fetch(self, job: Job, status: JobStatus, part: Path) -> video.ClipInfo:
-        """Download and verify; a link that is dead or brings no clip is asked for once more."""
-        try:
-            return self._download(job, status.video_urls[0], part)
-        except (errors.ApiError, errors.MediaError) as error:
-            log.warning("asking for the clip's address again: %s", error)
-            again = self._client.result(status.request_id)
-            return self._download(job, (again.video_urls or status.video_urls)[0], part)
-
-    def _download(self, job: Job, url: str, part: Path) -> video.ClipInfo:
-        download(
-            self._transport,
-            url,
-            part,
-            wait=lambda seconds: self._pause(job, seconds),
-            on_bytes=lambda done: job.update(bytes_done=done),
-        )
-        return video.inspect(part)
-
-    def _cost(self, status: JobStatus) -> float | None:
-        """The real cost, which RunComfy may know only some time after the end."""
-        if status.cost_usd is not None:
-            return status.cost_usd
-        with suppress(errors.NetworkError, errors.ApiError):
-            return self._client.result(status.request_id).cost_usd
-        return None
+        if row.state == JobState.COMPLETED:
+            row = self._ledger.advance(row.id, JobState.DOWNLOADING, path=None)
+        job.update(state=row.state)
+        return self._collector.collect(job, row, str(row.request_id), is_new=False)
 
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
 
 
-def _last_phase(job: Job, outcome: Clip | errors.RunComfyError) -> Phase:
-    """A job that still goes on at RunComfy keeps its phase: it can be collected."""
+def _last_state(job: Job, outcome: Clip | errors.RunComfyError) -> JobState:
+    """A job that still goes on at RunComfy keeps its state: it can be collected."""
     if isinstance(outcome, Clip):
-        return Phase.COMPLETED
+        return JobState.COMPLETED
     if isinstance(outcome, errors.SubmitUnknown):
-        return Phase.UNKNOWN
+        return JobState.UNKNOWN
     if isinstance(outcome, errors.JobCancelled):
-        return Phase.CANCELLED
+        return JobState.CANCELLED
+    if isinstance(outcome, errors.ResultExpired):
+        return JobState.EXPIRED
     going_on = job.progress.request_id and not isinstance(outcome, errors.JobFailed)
-    return job.progress.phase if going_on else Phase.FAILED
+    return job.progress.state if going_on else JobState.FAILED

@@ -8,8 +8,10 @@ behind it, published by other hosts of Kling and enforced by it rather than by R
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from .errors import InputError
+from .settings import is_loopback
 
 PRICES_AS_OF = "2026-09-23"
 DURATION_S = (3, 15)  # [page]
@@ -118,10 +120,7 @@ class KlingRequest:
     ) -> dict[str, Any]:
         """The JSON of the submit. Raises InputError for media that this model does not take."""
         if end_image_url and not MODELS[self.model].takes_end_image:
-            able = " or ".join(name for name, model in MODELS.items() if model.takes_end_image)
-            raise InputError(
-                f"{self.model} takes no end image. Set model to {able}, or unplug end_image."
-            )
+            raise InputError(no_end_image(self.model))
         if end_image_url and self.shots:
             raise InputError(
                 "Kling takes an end image or shots, not both. Set shots to off, "
@@ -154,6 +153,28 @@ class KlingRequest:
         if elements:
             payload["elements"] = [element.payload() for element in elements]
         return payload
+
+
+def no_end_image(model: str) -> str:
+    """What to say when this model is given an end image."""
+    able = " or ".join(name for name, one in MODELS.items() if one.takes_end_image)
+    return f"{model} takes no end image. Set model to {able}, or unplug end_image."
+
+
+def url_fault(url: str, name: str) -> list[str]:
+    """What is wrong with an address that RunComfy is to fetch a picture from; empty if nothing."""
+    try:
+        parts = urlsplit(url.strip())
+        host = parts.hostname
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if host and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
+        return []
+    shown = url if len(url) <= 80 else url[:79] + "…"
+    return [
+        f"{name} is {shown!r}. Set it to an address that starts with https:// and that RunComfy "
+        "can fetch without a login; for a picture on this machine, wire Load Image to start_image."
+    ]
 
 
 def faults(

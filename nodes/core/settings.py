@@ -26,20 +26,31 @@ DEFAULT_API_BASE_URL = "https://model-api.runcomfy.net"
 DEFAULT_POLL_S = 3.0
 DEFAULT_TIMEOUT_S = 3600.0
 FILE_NAME = "settings.json"
-FILE_KEYS = ("api_token", "api_base_url", "rehearsal", "poll_seconds", "timeout_seconds")
+FILE_KEYS = (
+    "api_token",
+    "api_base_url",
+    "rehearsal",
+    "poll_seconds",
+    "timeout_seconds",
+    "ledger_url",
+)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PLACE = "in the environment or in settings.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run goes by. Times in seconds. The token never shows in a repr."""
+    """What one run goes by. Times in seconds. What may hold a secret never shows in a repr.
+
+    ``ledger_url`` None means the SQLite file beside ``settings.json``.
+    """
 
     token: str | None = field(default=None, repr=False)
     api_base_url: str = DEFAULT_API_BASE_URL
     rehearsal: bool = False
     poll_s: float = DEFAULT_POLL_S
     timeout_s: float = DEFAULT_TIMEOUT_S
+    ledger_url: str | None = field(default=None, repr=False)
 
     def require_token(self) -> str:
         """The token; raises ConfigError that names every place to set one."""
@@ -86,6 +97,7 @@ def load(folder: Path, environ: Mapping[str, str]) -> Settings:
         timeout_s=_seconds(
             "timeout_seconds", text("timeout_seconds"), DEFAULT_TIMEOUT_S, 10, 86400
         ),
+        ledger_url=text("ledger_url"),
     )
 
 

@@ -10,6 +10,7 @@ CA settings come from the environment, as requests takes them; ``.netrc`` is not
 would replace or add credentials.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from .settings import is_loopback
 
 CONNECT_S = 15.0  # while sending, it bounds each piece of a streamed submit
 READ_S = 30.0
-SUBMIT_SEND_S = 900.0  # 64 MiB at 0.6 Mbit/s
+SUBMIT_LEAST_BYTES_S = 65536  # a slower line is broken off: 64 MiB get 17 minutes
 SUBMIT_ANSWER_S = 120.0
 DOWNLOAD_READ_S = 60.0
 MAX_ANSWER_BYTES = 4 << 20
@@ -66,7 +67,8 @@ class _CountedBody:
         self._data = memoryview(data)
         self._sent = 0
         self._clock = clock
-        self._deadline = clock() + SUBMIT_SEND_S
+        self._limit_s = send_limit_s(len(data))
+        self._deadline = clock() + self._limit_s
 
     def __len__(self) -> int:
         return len(self._data)
@@ -77,7 +79,7 @@ class _CountedBody:
 
     def read(self, size: int = -1) -> bytes:
         if self._clock() > self._deadline:
-            raise TimeoutError(f"sending took more than {SUBMIT_SEND_S:.0f} s")
+            raise TimeoutError(f"sending took more than {self._limit_s:.0f} s")
         end = len(self._data) if size < 0 else min(self._sent + size, len(self._data))
         piece = bytes(self._data[self._sent : end])
         self._sent = end
@@ -86,6 +88,11 @@ class _CountedBody:
     @property
     def handed_over(self) -> bool:
         return self._sent >= len(self._data)
+
+
+def send_limit_s(size: int) -> float:
+    """How long sending a submit of ``size`` bytes may take, connecting included, in seconds."""
+    return 2 * CONNECT_S + size / SUBMIT_LEAST_BYTES_S
 
 
 class Transport:
@@ -98,6 +105,11 @@ class Transport:
         self._token = token
         self._clock = clock
         self._session = _session(_RETRY_GET)
+
+    @property
+    def account(self) -> str:
+        """A name for the token's account that does not give the token away."""
+        return hashlib.sha256(f"runcomfy-kling {self._token}".encode()).hexdigest()[:16]
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
@@ -119,6 +131,11 @@ class Transport:
         """
         with _session(_NO_RETRY) as session:
             return self._call(session, "POST", path, None, timeout_s)
+
+    @staticmethod
+    def post_limit_s(payload: Mapping[str, Any]) -> float:
+        """The longest that ``post_job`` can take for this payload, in seconds."""
+        return send_limit_s(len(json.dumps(payload))) + SUBMIT_ANSWER_S * 2
 
     def post_job(self, path: str, payload: Mapping[str, Any]) -> Answer:
         """Send a paid submit once, over a fresh connection.

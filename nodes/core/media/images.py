@@ -5,6 +5,7 @@ else the best JPEG that does; and only when even a coarse JPEG does not fit is a
 Whatever was changed is said in ``EncodedImage.notes``, so that nothing happens in silence.
 """
 
+import hashlib
 import io
 import math
 from dataclasses import dataclass
@@ -32,12 +33,27 @@ class EncodedImage:
     notes: tuple[str, ...] = ()
 
 
-def encode(image: torch.Tensor, *, max_bytes: int, name: str = "start_image") -> EncodedImage:
-    """Turn one picture into a PNG or JPEG file of at most ``max_bytes``.
+@dataclass(frozen=True)
+class Picture:
+    """One checked picture: ``pixels`` are ``uint8 [H, W, 3]``, ``notes`` as of EncodedImage."""
+
+    name: str
+    pixels: np.ndarray
+    notes: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """``sha256:...`` of the size and the pixels: the same picture, the same fingerprint."""
+        height, width = self.pixels.shape[:2]
+        digest = hashlib.sha256(f"{width}x{height} ".encode())
+        digest.update(self.pixels.data)
+        return f"sha256:{digest.hexdigest()}"
+
+
+def check(image: torch.Tensor, name: str) -> Picture:
+    """Round one picture to 8 bit and hold it against Kling's floor.
 
     Args:
         image: ``[H, W, C]``, float, 0 to 1, with 1, 3 or 4 channels.
-        max_bytes: The host's limit for one picture.
         name: What to call the picture in texts.
 
     Raises:
@@ -46,6 +62,13 @@ def encode(image: torch.Tensor, *, max_bytes: int, name: str = "start_image") ->
     pixels, notes = to_pixels(image, name)
     height, width = pixels.shape[:2]
     check_size(width, height, name)
+    return Picture(name, pixels, tuple(notes))
+
+
+def encode(checked: Picture, *, max_bytes: int) -> EncodedImage:
+    """Turn a picture into a PNG or JPEG file of at most ``max_bytes``, the host's limit."""
+    name, pixels, notes = checked.name, checked.pixels, list(checked.notes)
+    height, width = pixels.shape[:2]
     predicted = _predict_png_bytes(pixels)
     if predicted <= 1.1 * max_bytes:
         data = _png(pixels)

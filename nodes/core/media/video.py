@@ -1,12 +1,19 @@
-"""Clips on disk: is it a clip, how long, how large; and its last frame."""
+"""Clips on disk: is it a clip, how long, how large; its metadata, and its last frame."""
 
+import json
+import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
 
 from ..errors import MediaError
+
+log = logging.getLogger("runcomfy")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,46 @@ def inspect(path: Path) -> ClipInfo:
             )
     except (av.FFmpegError, StopIteration) as error:
         raise MediaError(f"{path.name} is not a clip that can be played ({error}).") from None
+
+
+def add_metadata(
+    path: Path, *, prompt: Mapping[str, Any] | None, workflow: Mapping[str, Any] | None
+) -> None:
+    """Write the graph into an MP4, as ComfyUI does, so that dropping the file there reopens it.
+
+    The streams are copied packet by packet, never encoded again. If that does not come out whole,
+    the file keeps its original bytes.
+    """
+    given = {"prompt": prompt, "workflow": workflow}
+    texts = {key: json.dumps(value) for key, value in given.items() if value is not None}
+    if not texts:
+        return
+    tagged = path.with_name(f"{path.name}.tagged")
+    try:
+        _copy_streams(path, tagged, texts)
+        if inspect(tagged) != inspect(path):
+            raise MediaError("the copy differs from the original")
+        with tagged.open("rb+") as file:
+            os.fsync(file.fileno())
+        tagged.replace(path)
+    except (av.FFmpegError, MediaError, OSError, ValueError) as error:
+        log.warning("the workflow is not in the clip's metadata: %s", error)
+    finally:
+        tagged.unlink(missing_ok=True)
+
+
+def _copy_streams(source: Path, target: Path, texts: Mapping[str, str]) -> None:
+    options = {"movflags": "use_metadata_tags+faststart"}
+    with (
+        av.open(str(source)) as old,
+        av.open(str(target), "w", format="mp4", options=options) as new,
+    ):
+        new.metadata.update({**old.metadata, **texts})
+        streams = {s.index: new.add_stream_from_template(s, opaque=True) for s in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:  # the flushing packet at the end of each stream has none
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
 
 
 def last_frame(path: Path) -> torch.Tensor:

@@ -1,0 +1,374 @@
+"""The ledger: every paid job, written and synced before its POST, so none is paid twice or lost.
+
+A row is found by its identity: everything that makes the request what it is. The ledger's one lock
+is a unique index on the identity over all rows that are not failed or cancelled: inserting a
+``submitting`` row *is* the claim to send the job, and whoever loses the race attaches to the row
+that won. A ``submitting`` row whose POST must be over is ``unknown``: its sender died, and nobody
+can tell whether the job arrived.
+
+SQLite by default, PostgreSQL where several machines share one; times are seconds since 1970 by the
+database's own clock. Every change is one transaction, synced before the call returns.
+"""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from .errors import LedgerError, TransitionRefused
+from .identity import canonical
+from .ledger_schema import NOW, VERSION, jobs, metadata, transitions, version
+from .states import NOT_BINDING, JobState
+
+BUSY_S = 30
+POST_MARGIN_S = 60.0
+CLAIM_LOCK = 7239461  # any number of our own
+
+_JSON_COLUMNS = ("payload", "prompt", "workflow")
+_ALLOWED: Mapping[JobState, tuple[JobState, ...]] = {
+    JobState.SUBMITTING: (
+        JobState.IN_QUEUE,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.UNKNOWN,
+    ),
+    JobState.IN_QUEUE: (
+        JobState.IN_PROGRESS,
+        JobState.DOWNLOADING,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.EXPIRED,
+    ),
+    JobState.IN_PROGRESS: (
+        JobState.IN_QUEUE,
+        JobState.DOWNLOADING,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.EXPIRED,
+    ),
+    JobState.DOWNLOADING: (JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED),
+    JobState.COMPLETED: (JobState.DOWNLOADING, JobState.EXPIRED),
+    JobState.UNKNOWN: (JobState.IN_QUEUE, JobState.FAILED, JobState.CANCELLED),
+    JobState.FAILED: (),
+    JobState.CANCELLED: (),
+    JobState.EXPIRED: (),
+}
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What is written before the POST. ``price_usd`` is the estimate, in USD."""
+
+    identity: str
+    near_identity: str
+    origin: str
+    account: str
+    model_id: str
+    payload: Mapping[str, Any]
+    price_usd: float
+    prefix: str
+    duration_s: float
+    prompt: Mapping[str, Any] | None = None
+    workflow: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job as the ledger has it. Times in seconds since 1970, prices in USD."""
+
+    id: int
+    identity: str
+    near_identity: str
+    state: JobState
+    origin: str
+    account: str
+    model_id: str
+    request_id: str | None
+    payload: Mapping[str, Any]
+    prompt: Mapping[str, Any] | None
+    workflow: Mapping[str, Any] | None
+    prefix: str
+    duration_s: float
+    price_usd: float
+    cost_usd: float | None
+    path: str | None
+    file_bytes: int | None
+    error: str | None
+    created_at: float
+    changed_at: float
+    post_over_at: float
+    collected_at: float | None
+
+
+class Ledger:
+    """One database of jobs. Safe to use from several threads and processes.
+
+    Nothing is opened before the first call, which also brings an older ledger up to date. Every
+    call raises LedgerError when the database cannot be used or a newer version of the pack made it.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Take an SQLAlchemy URL of SQLite or PostgreSQL; raises LedgerError for any other."""
+        try:
+            self._engine = sa.create_engine(url)
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise LedgerError(
+                f"RUNCOMFY_LEDGER_URL cannot be used: {error}. Use sqlite:///path or, with the "
+                "psycopg package installed, postgresql+psycopg://user@host/database."
+            ) from None
+        self._name = self._engine.url.render_as_string(hide_password=True)
+        if self._engine.dialect.name not in ("sqlite", "postgresql"):
+            raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
+        if self._engine.dialect.name == "sqlite":
+            _tune_sqlite(self._engine)
+        self._is_open = False
+        self._opening = threading.Lock()
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self._engine.dispose()
+
+    # -- writing --
+
+    def claim(self, new: NewJob, *, post_limit_s: float) -> tuple[Row, bool]:
+        """Write a ``submitting`` row, or find the one that already binds this identity.
+
+        Args:
+            new: The job that is about to be sent.
+            post_limit_s: The longest that its POST can take, in seconds.
+
+        Returns:
+            The row, and whether it is ours: only then may the job be sent.
+
+        Raises:
+            LedgerError: Nothing was written, so nothing may be sent.
+        """
+        values = {field.name: getattr(new, field.name) for field in fields(new)}
+        for name in _JSON_COLUMNS:
+            values[name] = canonical(values[name]) if values[name] is not None else None
+        with self._transaction("written") as conn:
+            if conn.dialect.name == "postgresql":  # SQLite's transactions exclude each other anyway
+                conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
+            _age(conn)
+            taken = _find(conn, new.identity)
+            if taken is not None:
+                return taken, False
+            inserted = conn.execute(
+                sa.insert(jobs).values(
+                    state=JobState.SUBMITTING.value,
+                    created_at=NOW,
+                    changed_at=NOW,
+                    post_over_at=NOW + post_limit_s + POST_MARGIN_S,
+                    **values,
+                )
+            )
+            row_id = inserted.inserted_primary_key[0]  # type: ignore[index]  # one row: there is one
+            _note(conn, row_id, JobState.SUBMITTING)
+            return _get(conn, row_id), True
+
+    def advance(self, row_id: int, state: JobState, **values: Any) -> Row:
+        """Move a job to ``state`` and set ``values`` (request_id, path, error, cost_usd, ...).
+
+        A job that is in ``state`` already stays there: another process may have been quicker.
+
+        Raises:
+            TransitionRefused: The job cannot come to ``state`` from where it is.
+            LedgerError: Nothing was written.
+        """
+        unknown = set(values) - set(jobs.columns.keys())
+        if unknown:
+            raise LedgerError(f"A job has no {', '.join(sorted(unknown))}.")
+        with self._transaction("written") as conn:
+            row = _get(conn, row_id, lock=True)
+            if state != row.state and state not in _ALLOWED[row.state]:
+                raise TransitionRefused(
+                    f"A job that is {row.state.value} cannot become {state.value}.",
+                    request_id=row.request_id,
+                )
+            conn.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == row_id)
+                .values(state=state.value, changed_at=NOW, **values)
+            )
+            if state != row.state:
+                _note(conn, row_id, state)
+            return _get(conn, row_id)
+
+    def set(self, row_id: int, **values: Any) -> None:
+        """Set ``values`` of a job that keeps its state."""
+        with self._transaction("written") as conn:
+            conn.execute(sa.update(jobs).where(jobs.c.id == row_id).values(**values))
+
+    def renew(self, row_id: int, *, post_limit_s: float) -> None:
+        """Say that a claimed job is sent later or again: its POST is over after this time."""
+        self.set(row_id, post_over_at=NOW + post_limit_s + POST_MARGIN_S)
+
+    def collected(self, row_id: int) -> None:
+        """Note that the clip was handed to a graph."""
+        self.set(row_id, collected_at=NOW)
+
+    # -- reading --
+
+    def find(self, identity: str) -> Row | None:
+        """The row that binds this identity, if any: neither failed nor cancelled."""
+        with self._transaction("read") as conn:
+            _age(conn)
+            return _find(conn, identity)
+
+    def get(self, row_id: int) -> Row:
+        """One row by its number."""
+        with self._transaction("read") as conn:
+            _age(conn)
+            return _get(conn, row_id)
+
+    def find_near(self, near_identity: str, identity: str) -> Row | None:
+        """The newest other job that differs in pixels only and was never handed to a graph."""
+        query = (
+            sa.select(jobs)
+            .where(
+                jobs.c.near_identity == near_identity,
+                jobs.c.identity != identity,
+                jobs.c.collected_at.is_(None),
+                jobs.c.state.not_in([state.value for state in NOT_BINDING]),
+            )
+            .order_by(jobs.c.id.desc())
+            .limit(1)
+        )
+        with self._transaction("read") as conn:
+            found = conn.execute(query).first()
+            return _row(found) if found else None
+
+    def unfinished(self, origin: str) -> list[Row]:
+        """Jobs of this origin that RunComfy has and that have no clip yet, oldest first."""
+        states = (JobState.IN_QUEUE, JobState.IN_PROGRESS, JobState.DOWNLOADING)
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.origin == origin, jobs.c.state.in_([state.value for state in states]))
+            .order_by(jobs.c.id)
+        )
+        with self._transaction("read") as conn:
+            _age(conn)
+            return [_row(found) for found in conn.execute(query)]
+
+    def newest(self, limit: int) -> list[Row]:
+        """The newest jobs, newest first."""
+        with self._transaction("read") as conn:
+            _age(conn)
+            query = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+            return [_row(found) for found in conn.execute(query)]
+
+    def times(self, row_id: int) -> list[tuple[JobState, float]]:
+        """Every state a job came to, and when."""
+        query = (
+            sa.select(transitions.c.state, transitions.c.at)
+            .where(transitions.c.job_id == row_id)
+            .order_by(transitions.c.id)
+        )
+        with self._transaction("read") as conn:
+            return [(JobState(state), float(at)) for state, at in conn.execute(query)]
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[sa.Connection]:
+        try:
+            with self._opening:
+                if not self._is_open:
+                    with self._engine.begin() as conn:
+                        _migrate(conn, self._name)
+                    self._is_open = True
+            with self._engine.begin() as conn:
+                yield conn
+        except sa.exc.SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise LedgerError(
+                f"The ledger of jobs ({self._name}) could not be {what}: {cause}. Without it a "
+                "job could be paid twice or lost, so nothing was sent. Make room or give write "
+                "access there, or set RUNCOMFY_LEDGER_URL to another place."
+            ) from None
+
+
+def _tune_sqlite(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "do_connect")
+    def connecting(*_: Any) -> None:
+        path = engine.url.database
+        if path and path != ":memory:":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
+        mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode not in ("wal", "memory"):  # network folders cannot do WAL, and say so only here
+            cursor.execute("PRAGMA journal_mode=DELETE")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(conn: sa.Connection) -> None:
+        # taking the write lock at once: a read that turns into a write could fail as busy
+        conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _migrate(conn: sa.Connection, name: str) -> None:
+    if conn.dialect.name == "postgresql":  # two machines may open a new ledger at once
+        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
+    version.create(conn, checkfirst=True)
+    found = conn.execute(sa.select(version.c.number)).scalar()
+    if found is None:
+        metadata.create_all(conn)
+        conn.execute(sa.insert(version).values(number=VERSION))
+    elif found > VERSION:
+        raise LedgerError(
+            f"The ledger {name} was made by a newer version of this pack (ledger version {found}, "
+            f"this pack knows {VERSION}). Update the pack."
+        )
+
+
+def _age(conn: sa.Connection) -> None:
+    """Submits that must be over and never said how they ended are unknown from now on."""
+    over = (jobs.c.state == JobState.SUBMITTING.value) & (jobs.c.post_over_at < NOW)
+    for (row_id,) in conn.execute(sa.select(jobs.c.id).where(over)).all():
+        conn.execute(
+            sa.update(jobs)
+            .where(jobs.c.id == row_id)
+            .values(state=JobState.UNKNOWN.value, changed_at=NOW)
+        )
+        _note(conn, row_id, JobState.UNKNOWN)
+
+
+def _find(conn: sa.Connection, identity: str) -> Row | None:
+    not_binding = [state.value for state in NOT_BINDING]
+    found = conn.execute(
+        sa.select(jobs).where(jobs.c.identity == identity, jobs.c.state.not_in(not_binding))
+    ).first()
+    return _row(found) if found else None
+
+
+def _get(conn: sa.Connection, row_id: int, *, lock: bool = False) -> Row:
+    query = sa.select(jobs).where(jobs.c.id == row_id)
+    found = conn.execute(query.with_for_update() if lock else query).first()
+    if found is None:
+        raise LedgerError(f"The ledger has no job number {row_id}.")
+    return _row(found)
+
+
+def _note(conn: sa.Connection, row_id: int, state: JobState) -> None:
+    conn.execute(sa.insert(transitions).values(job_id=row_id, state=state.value, at=NOW))
+
+
+def _row(found: Any) -> Row:
+    values = dict(found._mapping)
+    try:
+        values["state"] = JobState(values["state"])
+        for name in _JSON_COLUMNS:
+            values[name] = json.loads(values[name]) if values[name] is not None else None
+    except ValueError as error:
+        raise LedgerError(f"Job number {values['id']} in the ledger is damaged: {error}.") from None
+    return Row(**values)

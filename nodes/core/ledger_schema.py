@@ -1,0 +1,83 @@
+"""The ledger's tables, and its clock: the database's own, so that machines need not agree."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from .states import NOT_BINDING, JobState
+
+VERSION = 1
+_STATES = ", ".join(f"'{state.value}'" for state in JobState if state != JobState.PREPARING)
+_BINDING = sa.text(f"state NOT IN ({', '.join(repr(state.value) for state in NOT_BINDING)})")
+
+
+class _Now(FunctionElement[float]):
+    """Seconds since 1970 by the database's clock."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(_Now, "sqlite")
+def _now_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(_Now, "postgresql")
+def _now_postgresql(*_: Any, **__: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+NOW = _Now()
+metadata = sa.MetaData()
+
+version = sa.Table("ledger_version", metadata, sa.Column("number", sa.Integer, nullable=False))
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("identity", sa.String(64), nullable=False),
+    sa.Column("near_identity", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("model_id", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Text),
+    sa.Column("workflow", sa.Text),
+    sa.Column("prefix", sa.Text, nullable=False),
+    sa.Column("duration_s", sa.Double, nullable=False),
+    sa.Column("price_usd", sa.Double, nullable=False),
+    sa.Column("cost_usd", sa.Double),
+    sa.Column("path", sa.Text),
+    sa.Column("file_bytes", sa.BigInteger),
+    sa.Column("error", sa.Text),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("changed_at", sa.Double, nullable=False),
+    sa.Column("post_over_at", sa.Double, nullable=False),
+    sa.Column("collected_at", sa.Double),
+    sa.CheckConstraint(f"state IN ({_STATES})", name="known_state"),
+    sa.Index(
+        "one_binding_job",
+        "identity",
+        unique=True,
+        sqlite_where=_BINDING,
+        postgresql_where=_BINDING,
+    ),
+    sa.Index("jobs_by_near_identity", "near_identity"),
+    sa.Index("jobs_by_state", "state"),
+    sa.Index("jobs_by_request", "request_id"),
+)
+
+transitions = sa.Table(
+    "transitions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)

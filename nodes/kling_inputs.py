@@ -1,0 +1,194 @@
+"""The inputs that every node which starts a Kling job has, and what becomes of their values.
+
+Shared by functions and not by inheritance: ComfyUI caches schema flags on the class.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from .core import kling
+from .core.errors import InputError
+from .core.job import Order
+from .core.kling import KlingRequest
+
+DEFAULT_PREFIX = "video/runcomfy-kling"
+
+
+def kling_inputs() -> list[io.Input]:
+    """In the order of saved workflows, which hold values by position: new widgets go last."""
+    low, high = kling.DURATION_S
+    cfg_low, cfg_high = kling.CFG_SCALE
+    return [
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            tooltip="What happens in the clip: subject, motion, camera, sound.",
+        ),
+        io.Image.Input(
+            "start_image",
+            optional=True,
+            tooltip="The picture the clip starts from. The clip takes its shape. At least "
+            "300 px a side, no longer than 2.5:1.",
+        ),
+        io.Int.Input(
+            "duration",
+            default=kling.DEFAULT_DURATION_S,
+            min=low,
+            max=high,
+            tooltip="Length of the clip in seconds. The price is per second.",
+        ),
+        io.Boolean.Input(
+            "generate_audio",
+            default=kling.DEFAULT_GENERATE_AUDIO,
+            tooltip="Kling adds sound that fits. On standard and pro a silent clip costs "
+            "a third less.",
+        ),
+        io.String.Input(
+            "negative_prompt",
+            multiline=True,
+            default="",
+            tooltip="What should not appear. May be empty.",
+        ),
+        io.Float.Input(
+            "cfg_scale",
+            default=kling.DEFAULT_CFG_SCALE,
+            min=cfg_low,
+            max=cfg_high,
+            step=kling.CFG_SCALE_STEP,
+            tooltip="How closely Kling follows the prompt: 0 loosely, 1 strictly.",
+        ),
+        io.Combo.Input(
+            "model",
+            options=list(kling.MODELS),
+            default=kling.DEFAULT_MODEL,
+            tooltip="Standard, pro or 4K. Per second with audio: $0.126, $0.168, $0.42.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Kling takes no seed. Changing it only asks for a new take, and pays "
+            "for it. Keep it on fixed.",
+        ),
+        io.String.Input(
+            "start_image_url",
+            default="",
+            tooltip="Address of the start picture on the web, used when no picture is wired. It "
+            "must start with https:// and need no login.",
+        ),
+        io.String.Input(
+            "filename_prefix",
+            default=DEFAULT_PREFIX,
+            tooltip="Folder and name of the clip inside ComfyUI's output folder.",
+        ),
+        io.Image.Input(
+            "end_image",
+            optional=True,
+            tooltip="The picture the clip ends on. Only kling-3.0/pro and kling-3.0/4k take one.",
+        ),
+    ]
+
+
+def typed_faults(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values that are known when a graph is queued.
+
+    Args:
+        values: As ComfyUI gives them to ``validate_inputs`` of a node that takes lists: each a
+            list, ``(None,)`` for what is linked, absent for a socket that nothing is wired to.
+    """
+    known = {name: value[0] for name, value in values.items() if isinstance(value, list | tuple)}
+    found = kling.faults(
+        prompt=known.get("prompt"),
+        model=known.get("model"),
+        duration_s=known.get("duration"),
+        cfg_scale=known.get("cfg_scale"),
+    )
+    found += _picture_faults(
+        start_wired="start_image" in values,
+        url=known.get("start_image_url"),
+        end_wired="end_image" in values,
+        model=known.get("model"),
+    )
+    return found
+
+
+def order(values: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
+    """The one job that a node's values ask for.
+
+    Args:
+        values: As ComfyUI gives them to ``execute`` of a node that takes lists.
+        graph: ``prompt`` and ``workflow`` for the clip's metadata.
+
+    Raises:
+        InputError: With every fault, each on a line of its own.
+    """
+    one = {name: _only(name, value) for name, value in values.items()}
+    found = _picture_faults(
+        start_wired=one.get("start_image") is not None,
+        url=one["start_image_url"],
+        end_wired=one.get("end_image") is not None,
+        model=one["model"],
+    )
+    duration = one["duration"]
+    found += kling.faults(
+        prompt=one["prompt"],
+        model=one["model"],
+        duration_s=duration,
+        cfg_scale=one["cfg_scale"],
+    )
+    if found:
+        raise InputError("\n".join(found))
+    request = KlingRequest(
+        prompt=one["prompt"],
+        model=one["model"],
+        duration_s=int(duration),
+        generate_audio=bool(one["generate_audio"]),
+        negative_prompt=one["negative_prompt"],
+        cfg_scale=float(one["cfg_scale"]),
+    )
+    return Order(
+        request,
+        one["filename_prefix"],
+        seed=one["seed"],
+        start_image=one.get("start_image"),
+        start_image_url=one["start_image_url"].strip(),
+        end_image=one.get("end_image"),
+        **graph,
+    )
+
+
+def _picture_faults(
+    *, start_wired: bool, url: str | None, end_wired: bool, model: str | None
+) -> list[str]:
+    found = []
+    if not start_wired and url is not None:
+        if not url.strip():
+            found.append(
+                "No start image. Wire a picture to start_image, or give start_image_url an address."
+            )
+        else:
+            found += kling.url_fault(url, "start_image_url")
+    if end_wired and model in kling.MODELS and not kling.MODELS[model].takes_end_image:
+        found.append(kling.no_end_image(model))
+    return found
+
+
+def _only(name: str, items: Any) -> Any:
+    """The single item of a list input; an IMAGE batch counts as its pictures."""
+    if len(items) == 1:
+        item = items[0]
+        if getattr(item, "ndim", 0) != 4:
+            return item
+        if item.shape[0] == 1:
+            return item[0]
+        count = item.shape[0]
+    else:
+        count = len(items)
+    raise InputError(
+        f"{name} holds {count} items; this version makes one clip a run. For a picture out of a "
+        "batch use Get Image from Batch."
+    )
