@@ -15,7 +15,8 @@ setup:
 demo: setup ## a picture through ComfyUI to a clip, free and offline (LIVE=1: on RunComfy, paid)
 	@$(BIN)/python dev/demo.py
 
-test: setup ## all checks and tests
+test: ## all checks and tests
+	@$(PYTHON) dev/setup.py --browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check --isolated --extend-exclude .engine --select S102,S307,E702

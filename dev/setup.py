@@ -54,6 +54,8 @@ def main() -> int:
         with one_at_a_time():
             make_venv()
             make_engine()
+            if "--browser" in sys.argv:
+                make_browser()
     except SetupError as error:
         print(f"Set-up stopped: {error}", file=sys.stderr)
         return 1
@@ -128,14 +130,33 @@ def requirement_options(files: tuple[Path, ...]) -> list[str]:
     return [option for file in files for option in ("-r", str(file))]
 
 
+def make_browser() -> None:
+    """Install Chromium for the browser tests, unless there is one."""
+    if browser():
+        return
+    with step("Chromium, for the tests of the web part"):
+        install("chromium", "There is no Chromium for the browser tests.")
+
+
+def browser() -> str | None:
+    """The Chromium to test with: `CHROMIUM`, else the first that is installed."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
 def ensure_venv_module() -> None:
     """Debian and Ubuntu ship python3 without `ensurepip`: install their package for it."""
     if importlib.util.find_spec("ensurepip") and importlib.util.find_spec("venv"):
         return
     package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+    install(package, f"{sys.executable} has no venv module.")
+
+
+def install(package: str, problem: str) -> None:
+    """Install one of the system's packages, or say how to; raises SetupError."""
     apt_get = shutil.which("apt-get")
     if not apt_get:
-        raise SetupError(f"{sys.executable} has no venv module. Install it, then try again.")
+        raise SetupError(f"{problem} Install {package}, then try again.")
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
@@ -143,9 +164,7 @@ def ensure_venv_module() -> None:
             run(*as_root, apt_get, "update", "-qq", env=quiet)
         run(*as_root, apt_get, "install", "-y", "-qq", package, env=quiet)
     except (SetupError, FileNotFoundError) as error:
-        raise SetupError(
-            f"{sys.executable} has no venv module. Run: sudo apt-get install {package}\n\n{error}"
-        ) from error
+        raise SetupError(f"{problem} Run: sudo apt-get install {package}\n\n{error}") from error
 
 
 def drop_unloadable_torchaudio() -> None:
