@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,25 +86,38 @@ async def run_job(node_id: str, order: Order) -> Clip:
         RunComfyError: Why there is no clip, in words for the user.
     """
     # the job starts before the first await: a sampler may hold the loop from there on
-    runner, connection, rehearsed = _connect()
+    runner, connection = _connect()
     job = runner.start(order, connection)
     waiter = asyncio.wrap_future(job.waiter())
-    shown = ""
     try:
-        while not (await asyncio.wait({waiter}, timeout=LOOK_S))[0]:
-            if model_management.processing_interrupted():
-                await _stop(node_id, runner, job)
-                raise model_management.InterruptProcessingException()
-            text = job.text()
-            if text != shown:
-                show(node_id, text)
-                shown = text
-        clip = waiter.result()
+        clip = await _wait(node_id, runner, job, waiter)
+    except asyncio.CancelledError:
+        # Stop, seen by another node first, or a failed neighbour: only the first ends the job
+        if model_management.processing_interrupted():
+            runner.stop(job)
+        show(node_id, "Ended by another node. A job at RunComfy goes on, its clip is saved.")
+        raise
+    except errors.RunComfyError as error:
+        show(node_id, str(error))
+        raise
     finally:
         waiter.cancel()
     await asyncio.to_thread(runner.collected, clip)
-    show(node_id, _summary(clip, job.price_usd, rehearsed))
+    show(node_id, _summary(clip, job))
     return clip
+
+
+async def _wait(node_id: str, runner: JobRunner, job: Job, waiter: "asyncio.Future[Clip]") -> Clip:
+    shown = ""
+    while not (await asyncio.wait({waiter}, timeout=LOOK_S))[0]:
+        if model_management.processing_interrupted():
+            await _stop(node_id, runner, job)
+            raise model_management.InterruptProcessingException()
+        text = job.text()
+        if text != shown:
+            show(node_id, text)
+            shown = text
+    return waiter.result()
 
 
 def show(node_id: str, text: str) -> None:
@@ -141,11 +155,16 @@ class OutputPlaces:
             folder, name, counter, _, _ = folder_paths.get_save_image_path(
                 prefix, output, width, height
             )
-        except Exception as error:  # ComfyUI raises it bare
+        except OSError as error:
             raise errors.InputError(
-                f"filename_prefix {prefix!r} cannot be used ({error}). Use a path inside ComfyUI's "
-                "output folder, such as video/runcomfy-kling."
-            ) from error
+                f"The folder of filename_prefix {prefix!r} cannot be used: {error}. Choose another "
+                "one, or mend that."
+            ) from None
+        except Exception:  # noqa: BLE001 - ComfyUI raises it bare
+            raise errors.InputError(
+                f"filename_prefix {prefix!r} leaves ComfyUI's output folder. Use a path inside it, "
+                "such as video/runcomfy-kling."
+            ) from None
         return Path(folder), name, counter
 
 
@@ -163,8 +182,8 @@ async def _stop(node_id: str, runner: JobRunner, job: Job) -> None:
     show(node_id, text)
 
 
-def _connect() -> tuple[JobRunner, Connection, bool]:
-    """Runner and connection by the settings as of now, and whether it only rehearses."""
+def _connect() -> tuple[JobRunner, Connection]:
+    """Runner and connection by the settings as of now."""
     now = load_settings()
     if now.rehearsal:
         server = _rehearsal_server()
@@ -172,9 +191,13 @@ def _connect() -> tuple[JobRunner, Connection, bool]:
     else:
         origin, token = now.api_base_url, now.require_token()
     connection = Connection(
-        Transport(origin, token), InlineUploader(), poll_s=now.poll_s, timeout_s=now.timeout_s
+        Transport(origin, token),
+        InlineUploader(),
+        poll_s=now.poll_s,
+        timeout_s=now.timeout_s,
+        is_rehearsal=now.rehearsal,
     )
-    return _runner(now.ledger_url), connection, now.rehearsal
+    return _runner(now.ledger_url), connection
 
 
 def _runner(ledger_url: str | None) -> JobRunner:
@@ -191,21 +214,22 @@ def _rehearsal_server() -> RehearsalServer:
     with _Shared.lock:
         if _Shared.rehearsal is None:
             folder = system_folder() / "rehearsal"
-            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier process is served
+            folder.mkdir(parents=True)
             _Shared.rehearsal = RehearsalServer(folder).start()
             log.info("rehearsal: jobs go to a local stand-in, free: %s", _Shared.rehearsal.origin)
         return _Shared.rehearsal
 
 
-def _summary(clip: Clip, price_usd: float, rehearsed: bool) -> str:
+def _summary(clip: Clip, job: Job) -> str:
     if clip.reused:
         cost = "$0"
-    elif rehearsed:
+    elif job.connection.is_rehearsal:
         cost = "rehearsal, nothing charged"
     elif clip.cost_usd is not None:
         cost = f"cost ${clip.cost_usd:.2f}"
     else:
-        cost = f"about ${price_usd:.2f}"
+        cost = job.price_text
     filename, subfolder = place_in_output(clip.path) or (str(clip.path), "")
     lines = [
         f"Saved {subfolder}/{filename}" if subfolder else f"Saved {filename}",

@@ -20,6 +20,7 @@ def kling_inputs() -> list[io.Input]:
     """In the order of saved workflows, which hold values by position: new widgets go last."""
     low, high = kling.DURATION_S
     cfg_low, cfg_high = kling.CFG_SCALE
+    models = kling.MODELS.values()
     return [
         io.String.Input(
             "prompt",
@@ -30,7 +31,7 @@ def kling_inputs() -> list[io.Input]:
             "start_image",
             optional=True,
             tooltip="The picture the clip starts from. The clip takes its shape. At least "
-            "300 px a side, no longer than 2.5:1.",
+            f"{kling.IMAGE_MIN_SIDE_PX} px a side, no longer than {kling.IMAGE_MAX_ASPECT:g}:1.",
         ),
         io.Int.Input(
             "duration",
@@ -63,7 +64,8 @@ def kling_inputs() -> list[io.Input]:
             "model",
             options=list(kling.MODELS),
             default=kling.DEFAULT_MODEL,
-            tooltip="Standard, pro or 4K. Per second with audio: $0.126, $0.168, $0.42.",
+            tooltip="Standard, pro or 4K. USD per second with audio, as of "
+            f"{kling.PRICES_AS_OF}: {', '.join(f'{m.usd_per_s_audio:g}' for m in models)}.",
         ),
         io.Int.Input(
             "seed",

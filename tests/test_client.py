@@ -162,7 +162,6 @@ def test_polls_wait_out_faults_and_say_so():
         answer(429, {"message": "slow"}),
         answer(200, b"<html>login</html>"),
         lambda conn: None,
-        lambda conn: None,  # a closed connection is tried once more at once
     ]
     statuses, clock = watch(RUNNING, RUNNING, *faults, DONE)
     assert [bool(s.note) for s in statuses] == [False, True, True, True, True, True, False]
@@ -174,6 +173,22 @@ def test_polls_wait_out_faults_and_say_so():
 def test_a_clear_refusal_ends_the_watching():
     with pytest.raises(errors.AuthError):
         watch(RUNNING, RUNNING, answer(401, {"error_code": 400004, "error_message": "x"}))
+
+
+def test_a_404_in_the_middle_is_waited_out():
+    missing = answer(404, {"detail": "Not Found"})
+    clock = Clock()
+    clock.now = 0
+    statuses, _ = watch(RUNNING, *[RUNNING] * 20, missing, missing, RUNNING, DONE, clock=clock)
+    assert statuses[-1].state == State.COMPLETED
+
+
+def test_the_servers_words_are_shown_without_the_token():
+    with RawServer(
+        answer(200, {"status": "Bearer canary-token", "error": "canary-token"})
+    ) as server:
+        status = RunComfyClient(Transport(server.origin, "canary-token")).result("r-1")
+    assert (status.said, status.error) == ("Bearer [token]", "[token]")
 
 
 def test_an_unknown_request_is_taken_for_new_at_first_only():

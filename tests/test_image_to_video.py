@@ -1,5 +1,6 @@
 """The node in the real engine, in this process: what goes in, what comes out, and Stop."""
 
+import asyncio
 import io
 import itertools
 import json
@@ -113,7 +114,10 @@ def test_two_nodes_run_at_once_and_get_different_files(engine, api):
         ({"end_image": ["1", 0]}, "kling-3.0/standard takes no end image. Set model to"),
         ({"start_image": None, "start_image_url": "C:\\pic.png"}, "starts with https://"),
         ({"start_image": None, "start_image_url": "http://example.org/a.png"}, "https://"),
-        ({"filename_prefix": "../../out"}, "filename_prefix '../../out' cannot be used"),
+        (
+            {"filename_prefix": "../../out"},
+            "filename_prefix '../../out' leaves ComfyUI's output folder",
+        ),
         ({"size": (480, 200)}, "480 × 200 px"),
         ({"size": (1000, 300)}, "1000:300"),
     ],
@@ -271,6 +275,68 @@ class SleepNode:
     def run(self, image, seconds):
         time.sleep(seconds)
         return (image,)
+
+
+def test_stop_calls_off_every_node_of_the_graph(engine, api):
+    """The quickest node ends the prompt, and ComfyUI cancels the others before they look."""
+    for _ in range(3):
+        del api.requests[:]
+        prompt = prompt_of(engine)
+        for node in "3456":
+            inputs = {**prompt["2"]["inputs"], "seed": next(SEEDS)}
+            prompt[node] = {**prompt["2"], "inputs": inputs}
+            api.plan(queue_s=30)
+        api.plan(queue_s=30)
+        stop_when(engine, api, lambda: sum("/status" in r.path for r in api.requests) >= 5)
+        assert engine.run(prompt).interrupted
+        end = time.monotonic() + 5
+        while sum(r.path.endswith("/cancel") for r in api.requests) < 5:
+            assert time.monotonic() < end, "a job was left in the queue"
+            time.sleep(0.05)
+
+
+def test_a_failing_neighbour_ends_no_job(engine, api):
+    engine.nodes.NODE_CLASS_MAPPINGS["TestFail"] = FailNode
+    before = set((engine.output / "video").glob("*.mp4"))
+    prompt = prompt_of(engine)
+    prompt["3"] = {"class_type": "TestFail", "inputs": {}}
+    outcome = engine.run(prompt)
+    assert "meant to fail" in outcome.error
+    end = time.monotonic() + 20
+    while not set((engine.output / "video").glob("*.mp4")) - before:
+        assert time.monotonic() < end, "the clip did not arrive"
+        time.sleep(0.05)
+    assert not any(r.path.endswith("/cancel") for r in api.requests)
+
+
+class FailNode:
+    """Fails a little after it began, beside others that wait."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    async def run(self):
+        await asyncio.sleep(1)
+        raise RuntimeError("meant to fail")
+
+
+def test_a_wired_list_is_refused_with_its_count(engine, api):
+    prompt = prompt_of(engine, start_image=["4", 0])
+    prompt["3"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": 12}}
+    prompt["4"] = {"class_type": "RebatchImages", "inputs": {"images": ["3", 0], "batch_size": 1}}
+    assert "start_image holds 12 items" in engine.run(prompt).error
+    assert api.requests == []
+
+
+def test_the_node_does_not_keep_the_text_of_an_earlier_run(engine, api):
+    assert engine.run(prompt_of(engine)).succeeded
+    api.plan(Fault(FaultKind.FAILED_JOB, message="too dark"))
+    assert "too dark" in engine.run(prompt_of(engine)).texts[-1][1]
 
 
 def test_a_batch_is_refused_for_now_with_its_count(engine, api):

@@ -19,6 +19,8 @@ from pack.nodes.core.states import JobState
 from pack.nodes.core.transport import Transport
 from pack.nodes.core.uploaders.inline import InlineUploader
 from pack.nodes.rehearsal import Fault, FaultKind
+from raw_server import RawServer, answer, read_request
+from test_video import make_clip
 
 REQUEST = KlingRequest("a cup of coffee, steam rising", duration_s=3, generate_audio=False)
 PICTURE = torch.rand((360, 480, 3), generator=torch.Generator().manual_seed(1))
@@ -334,8 +336,6 @@ def test_a_bad_order_is_refused_before_anything_is_sent(runner, rehearsal, value
 
 
 def test_an_end_image_and_an_address_go_out_as_they_are(runner, rehearsal):
-    from raw_server import RawServer, answer
-
     request = replace(REQUEST, model="kling-3.0/pro")
     picture = images.encode(images.check(PICTURE, "x"), max_bytes=1 << 20).data
     with RawServer(answer(200, picture, Content_Type="image/png")) as host:
@@ -353,8 +353,6 @@ def test_what_was_done_to_the_picture_is_said_with_the_clip(runner, rehearsal):
 
 
 def test_a_refusal_for_the_rate_is_sent_again_later(tmp_path):
-    from raw_server import RawServer, answer
-
     waits = []
     slow_down = answer(429, {"message": "slow"}, Retry_After="1")
     with RawServer(slow_down, slow_down, answer(200, {"request_id": "r-1"})) as server:
@@ -400,6 +398,135 @@ def test_stop_in_the_queue_cancels_at_runcomfy_and_frees_the_request(runner, reh
     assert run(runner, rehearsal).path.exists()
 
 
+def scripted(tmp_path, *scripts):
+    """A runner, and a job at RunComfy that answers by these scripts after the submit."""
+    server = RawServer(answer(200, {"request_id": "r-1"}), *scripts)
+    connection = Connection(
+        Transport(server.origin, "token-1"), InlineUploader(), poll_s=1, timeout_s=60
+    )
+    runner = make_runner(tmp_path)
+    return runner, runner.start(make_order(), connection), server
+
+
+def test_a_cancel_that_brings_no_answer_is_asked_for_again(tmp_path):
+    cancels = []
+
+    def api(conn):
+        head = read_request(conn).split(b" ")[1]
+        if head.endswith(b"/cancel"):
+            cancels.append(head)
+            broken = len(cancels) < 3
+            body = b"<html>502</html>" if broken else b'{"outcome": "cancelled"}'
+            status = 502 if broken else 202
+        else:
+            done = len(cancels) >= 3
+            body = b'{"status": "cancelled"}' if done else b'{"status": "in_queue"}'
+            status = 200
+        conn.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n".encode())
+        conn.sendall(b"Connection: close\r\n\r\n" + body)
+
+    runner, job, server = scripted(tmp_path, api)
+    until(lambda: job.progress.state == JobState.IN_QUEUE)
+    assert "cancelled: no charge" in runner.stop(job).result(10)
+    with pytest.raises(errors.JobCancelled):
+        job.waiter().result(10)
+    assert len(cancels) == 3
+    server.close()
+
+
+def test_a_cancel_whose_outcome_is_unclear_is_not_called_free(tmp_path):
+    unclear = answer(202, {"status": "in_queue", "outcome": "cancellation_requested"})
+    runner, job, server = scripted(tmp_path, unclear)
+    until(lambda: job.progress.state == JobState.IN_QUEUE)
+    assert "may be charged, about $0.25" in runner.stop(job).result(10)
+    server.close()
+
+
+def test_stop_after_a_lost_reply_does_not_say_that_nothing_is_charged(runner, rehearsal):
+    rehearsal.plan(Fault(FaultKind.LOST_REPLY))
+    job = runner.start(make_order(), connect(rehearsal))
+    until(lambda: job.ended)
+    assert "may be charged, about $0.25" in runner.stop(job).result(10)
+
+
+def test_stop_after_the_end_says_what_the_end_was(runner, rehearsal):
+    job = runner.start(make_order(), connect(rehearsal))
+    clip = job.waiter().result(30)
+    assert str(clip.path) in runner.stop(job).result(10)
+    rehearsal.plan(Fault(FaultKind.FAILED_JOB, message="too dark"))
+    failed = runner.start(make_order(seed=1), connect(rehearsal))
+    until(lambda: failed.ended)
+    assert "too dark" in runner.stop(failed).result(10)
+
+
+def test_stop_in_a_rehearsal_charges_nothing(runner, rehearsal):
+    rehearsal.plan(queue_s=0, run_s=1)
+    job = runner.start(make_order(), connect(rehearsal, is_rehearsal=True))
+    until(lambda: job.progress.state == JobState.IN_PROGRESS)
+    assert "$0 in a rehearsal" in runner.stop(job).result(10)
+    job.waiter().result(30)
+
+
+def test_stop_while_the_job_is_being_sent_breaks_the_send_off(tmp_path):
+    noise = torch.rand((1400, 1400, 3))  # some 6 MB: more than the socket takes while nobody reads
+    with RawServer(lambda conn: time.sleep(2)) as server:
+        runner = make_runner(tmp_path)
+        transport = Transport(server.origin, "token-1")
+        job = runner.start(
+            make_order(noise), Connection(transport, InlineUploader(), poll_s=1, timeout_s=9)
+        )
+        until(lambda: job.progress.state == JobState.SUBMITTING, 20)
+        assert runner.stop(job).result(30) == "Stopped before the job was sent. Nothing is charged."
+    assert states(runner)[-1] == "cancelled"
+
+
+def test_every_error_of_a_sent_job_names_its_request(runner, rehearsal, monkeypatch):
+    def gone(*_, **__):
+        raise errors.NetworkError("cut again and again")
+
+    monkeypatch.setattr("pack.nodes.core.collect.download", gone)
+    with pytest.raises(errors.NetworkError) as caught:
+        run(runner, rehearsal)
+    assert rehearsal.submissions[0].request_id in str(caught.value)
+
+
+def test_an_answer_that_breaks_everything_after_the_post_ends_unknown(tmp_path):
+    nested = b'{"detail":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    with RawServer(answer(200, nested)) as server:
+        runner = make_runner(tmp_path)
+        transport = Transport(server.origin, "token-1")
+        connection = Connection(transport, InlineUploader(), poll_s=1, timeout_s=9)
+        with pytest.raises(errors.SubmitUnknown):
+            runner.start(make_order(), connection).waiter().result(10)
+        with pytest.raises(errors.SubmitUnknown):
+            runner.start(make_order(), connection).waiter().result(10)
+        assert server.connections == 1
+
+
+def test_a_dead_link_is_asked_for_again_by_id(tmp_path):
+    links = []
+
+    def api(conn):
+        path = read_request(conn).decode().split(" ")[1]
+        if path.startswith("/clip"):
+            body = made if path == "/clip-2" else b""
+            status = 200 if body else 404
+        else:
+            links.append(path)
+            url = (
+                f"http://{conn.getsockname()[0]}:{conn.getsockname()[1]}/clip-{min(len(links), 2)}"
+            )
+            body = json.dumps({"status": "succeeded", "output": {"video": url}}).encode()
+            status = 200
+        conn.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n".encode())
+        conn.sendall(b"Connection: close\r\n\r\n" + body)
+
+    made = make_clip(tmp_path / "made.clip", frames=72).read_bytes()
+    _, job, server = scripted(tmp_path, api)
+    assert job.waiter().result(30).path.exists()
+    server.close()
+
+
 def test_stop_while_rendering_says_the_charge_and_collects(runner, rehearsal):
     rehearsal.plan(queue_s=0, run_s=2)
     job = runner.start(make_order(), connect(rehearsal))
@@ -438,8 +565,9 @@ def test_an_unexpected_fault_reaches_the_waiter_with_the_id(runner, rehearsal, m
 
 
 def test_no_thread_is_left_when_a_job_has_ended(runner, rehearsal):
+    before = set(threading.enumerate())
     run(runner, rehearsal)
-    until(lambda: not [t for t in threading.enumerate() if t.name == "runcomfy-job"])
+    until(lambda: not {t for t in threading.enumerate() if "runcomfy" in t.name} - before)
 
 
 # -- the file

@@ -11,7 +11,7 @@ NODES = ROOT / "nodes"
 # From the bottom up. A module may import from lower rows; from its own row only where ALLOWED.
 LAYERS = [
     {"core.errors", "core.states", "rehearsal"},
-    {"core.settings", "core.answers"},
+    {"core.settings", "core.answers", "core.submit_body"},
     {"core.kling", "core.transport"},
     {"core.identity", "core.ledger_schema"},
     {"core.client", "core.download", "core.uploaders", "core.media", "core.ledger"},

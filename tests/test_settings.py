@@ -75,12 +75,18 @@ def test_a_missing_token_names_the_places_to_set_it(tmp_path):
         ("RUNCOMFY_API_BASE_URL", "https://me:pw@model-api.runcomfy.net", "user name"),
         ("RUNCOMFY_API_BASE_URL", "model-api.runcomfy.net", "not a web origin"),
         ("RUNCOMFY_API_BASE_URL", "https://x:99999", "not a URL"),
-        ("RUNCOMFY_API_TOKEN", "tok\nen", "a space or another character"),
+        ("RUNCOMFY_API_TOKEN", "tok\nen", "a space, a quote or another character"),
+        ("RUNCOMFY_API_TOKEN", '"quoted"', "without 'Bearer' and quotes"),
     ],
 )
 def test_bad_values_are_refused_with_their_limits(tmp_path, name, value, said):
     with pytest.raises(ConfigError, match=said):
         settings.load(tmp_path, {name: value})
+
+
+def test_a_file_from_windows_notepad_is_read(tmp_path):
+    (tmp_path / "settings.json").write_bytes(b'\xef\xbb\xbf{"poll_seconds": 5}')
+    assert settings.load(tmp_path, {}).poll_s == 5
 
 
 def test_unknown_keys_and_other_json_are_refused(tmp_path):

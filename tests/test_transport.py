@@ -21,7 +21,7 @@ def submit(server: RawServer, payload: dict = SMALL):
 
 def test_accepted_submit_returns_its_request_id():
     with RawServer(answer(200, ACCEPTED)) as server:
-        assert submit(server).body["request_id"] == "r-1"
+        assert submit(server) == "r-1"
 
 
 def test_submit_carries_the_token_the_length_and_the_whole_body():
@@ -170,13 +170,113 @@ def talk_nonsense(conn: socket.socket) -> None:
         answer(200, {"request_id": ""}),
         answer(200, ["r-1"]),
         answer(302, b"", Location="http://127.0.0.1:9/"),
-        answer(200, b"x" * (5 << 20)),
     ],
 )
 def test_a_sent_job_without_a_clear_answer_is_unknown_and_sent_once(script):
     with RawServer(script) as server, pytest.raises(errors.SubmitUnknown, match="not sent again"):
         submit(server)
     assert server.connections == 1
+
+
+def nested(depth: int) -> bytes:
+    return b'{"detail":' + b"[" * depth + b"]" * depth + b"}"
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_that_breaks_the_parser_is_unknown(status):
+    with RawServer(answer(status, nested(100_000))) as server:
+        with pytest.raises(errors.SubmitUnknown):
+            submit(server)
+
+
+def test_a_refusal_that_breaks_the_wording_is_still_a_refusal():
+    with RawServer(answer(422, nested(600))) as server, pytest.raises(errors.ApiError):
+        submit(server)
+
+
+@pytest.mark.parametrize("status", [408, 425, 499])
+def test_a_gateways_word_about_a_sent_job_is_unknown(status):
+    with RawServer(answer(status, b"stream timeout")) as server:
+        with pytest.raises(errors.SubmitUnknown):
+            submit(server)
+
+
+def test_a_gateways_429_is_refused_but_not_for_sending_again():
+    with RawServer(answer(429, b"<html>slow down</html>")) as server:
+        with pytest.raises(errors.ApiError) as caught:
+            submit(server)
+    assert not isinstance(caught.value, errors.RateLimitError)
+
+
+def accepted_but_cut(headers: bytes):
+    def script(conn: socket.socket) -> None:
+        read_request(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\n" + headers)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'Content-Length: 24\r\n\r\n{"request_id": "r-77"}',
+        b'Transfer-Encoding: chunked\r\n\r\n16\r\n{"request_id": "r-77"}\r\n',
+        b'Content-Length: 20\r\n\r\n{"request_id": 77 } ',
+    ],
+)
+def test_a_request_id_that_arrived_whole_is_not_thrown_away(headers):
+    with RawServer(accepted_but_cut(headers)) as server:
+        assert submit(server) in ("r-77", "77")
+
+
+@pytest.mark.parametrize("request_id", ["..", "a/../b", "x" * 300, "", True, None, {"a": 1}])
+def test_an_odd_request_id_is_unknown(request_id):
+    with RawServer(answer(200, {"request_id": request_id})) as server:
+        with pytest.raises(errors.SubmitUnknown):
+            submit(server)
+
+
+def test_a_refusal_may_echo_the_whole_request():
+    echo = {"detail": [{"loc": ["body", "x"], "msg": "no", "input": "x" * (8 << 20)}]}
+    with RawServer(answer(422, echo)) as server, pytest.raises(errors.ApiError, match="x: no"):
+        submit(server)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(503, errors.NeverLeft), (413, errors.ApiError), (302, errors.NeverLeft)]
+)
+def test_an_answer_before_the_whole_body_means_that_no_job_started(status, kind):
+    def script(conn: socket.socket) -> None:
+        conn.recv(4096)
+        conn.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+        time.sleep(0.3)
+
+    with RawServer(script) as server, pytest.raises(kind):
+        submit(server, LARGE)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_of_a_submit_is_neither_followed_nor_read(status):
+    def script(conn: socket.socket) -> None:
+        read_request(conn)
+        conn.sendall(
+            f"HTTP/1.1 {status} X\r\nLocation: {server.origin}/x\r\n"
+            f"Content-Length: 9999999999\r\n\r\n".encode()
+        )
+        for _ in range(100):
+            conn.sendall(b"x" * 65536)
+            time.sleep(0.02)
+
+    with RawServer(script) as server, pytest.raises(errors.SubmitUnknown):
+        submit(server)
+    assert server.connections == 1
+
+
+def test_stop_breaks_a_send_off_while_that_is_free():
+    asked = iter([False, False, True])
+    with RawServer(lambda conn: conn.recv(1000)) as server:
+        with pytest.raises(errors.NeverLeft, match="stopped"):
+            Transport(server.origin, TOKEN).post_job(PATH, LARGE, give_up=lambda: next(asked, True))
 
 
 def test_no_answer_in_time_is_unknown(monkeypatch):
@@ -236,6 +336,21 @@ def test_a_get_without_a_usable_answer_may_be_asked_again(script):
         Transport(server.origin, TOKEN).get("/v1/requests/r/result")
 
 
+@pytest.mark.parametrize("code", [429001, 500001, 503000])
+def test_an_error_code_about_the_moment_may_be_asked_again(code):
+    with RawServer(answer(200, {"error_code": code, "error_message": "x"})) as server:
+        with pytest.raises(errors.NetworkError):
+            Transport(server.origin, TOKEN).get("/x")
+
+
+def test_an_error_code_of_zero_is_none_and_a_state_says_more_than_a_code():
+    zero, failed = {"error_code": "0", "a": 1}, {"status": "failed", "error_code": 500001}
+    with RawServer(answer(200, zero), answer(200, failed)) as server:
+        one = Transport(server.origin, TOKEN)
+        assert one.get("/x").body == zero
+        assert one.get("/x").body == failed
+
+
 def test_error_code_in_a_200_is_a_refusal():
     body = {"error_code": 404001, "error_message": "no such request"}
     with RawServer(answer(200, body)) as server:
@@ -249,6 +364,33 @@ def test_the_token_and_media_are_taken_out_of_the_servers_words():
         with pytest.raises(errors.AuthError, match=r"\[token\] for \[media\] sent") as caught:
             Transport(server.origin, TOKEN).get("/x")
     assert TOKEN not in str(caught.value)
+
+
+def test_this_machine_is_reached_without_the_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with RawServer(answer(200, ACCEPTED), answer(200, {"a": 1}), answer(200, b"clip")) as server:
+        one = Transport(server.origin, TOKEN)
+        assert one.post_job(PATH, SMALL) == "r-1"
+        assert one.get("/x").body == {"a": 1}
+        with one.open_download(f"{server.origin}/clip.mp4") as response:
+            assert b"".join(one.pieces(response)) == b"clip"
+
+
+def test_a_proxy_that_refuses_means_never_left_and_shows_no_password(monkeypatch):
+    refuses = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+
+    def script(conn: socket.socket) -> None:
+        conn.recv(4096)
+        conn.sendall(refuses)
+
+    with RawServer(script) as proxy:
+        address = proxy.origin.replace("http://", "http://user:hunter2@")
+        for value in (address, "http://user:hunter2/x@host"):
+            monkeypatch.setenv("https_proxy", value)
+            with pytest.raises(errors.NeverLeft) as caught:
+                Transport("https://model-api.runcomfy.invalid", TOKEN).post_job(PATH, SMALL)
+            assert "hunter2" not in str(caught.value)
 
 
 def test_netrc_neither_replaces_the_token_nor_reaches_the_files_host(monkeypatch, tmp_path):
@@ -282,11 +424,14 @@ def test_netrc_neither_replaces_the_token_nor_reaches_the_files_host(monkeypatch
         "http://127.0.0.1:1/a.mp4",
         "file:///etc/passwd",
         "https://[broken/a.mp4",
+        "https://evil.example\\.runcomfy.net/a.mp4",
+        "https://evil.example\t.runcomfy.net/a.mp4",
+        "https://runcomfy.net@evil.example/a.mp4",
         "",
     ],
 )
 def test_clips_are_not_fetched_from_elsewhere(url):
-    with pytest.raises(errors.ApiError, match="not one that RunComfy's results come from"):
+    with pytest.raises(errors.ForeignAddress, match="not one that RunComfy's results come from"):
         with Transport("http://127.0.0.1:2", TOKEN).open_download(url):
             pass
 

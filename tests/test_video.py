@@ -1,5 +1,6 @@
 """Clips on disk, against files made here."""
 
+import json
 from fractions import Fraction
 
 import av
@@ -9,9 +10,10 @@ from pack.nodes.core.errors import MediaError
 from pack.nodes.core.media import video
 
 
-def make_clip(path, *, frames=48, size=(320, 240), gop=12):
+def make_clip(path, *, frames=48, size=(320, 240), gop=12, faststart=False):
     """A clip whose frame i is grey of the value 2 i, with a keyframe every ``gop`` frames."""
-    with av.open(str(path), "w", format="mp4") as container:
+    options = {"movflags": "+faststart"} if faststart else {}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(24))
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
@@ -51,3 +53,59 @@ def test_a_cut_off_clip_is_refused(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MediaError):
         video.inspect(path)
+
+
+def test_a_clip_with_whole_headers_in_front_and_half_its_packets_is_refused(tmp_path):
+    whole = make_clip(tmp_path / "a.mp4", faststart=True).read_bytes()
+    path = tmp_path / "b.mp4"
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    with pytest.raises(MediaError):
+        video.inspect(path)
+
+
+def test_the_last_frame_of_a_damaged_end_is_the_last_that_decodes(tmp_path):
+    whole = make_clip(tmp_path / "a.mp4", faststart=True, gop=12).read_bytes()
+    path = tmp_path / "b.mp4"
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    assert 0 < float(video.last_frame(path).mean()) * 255 < 94
+
+
+def test_only_the_last_group_of_pictures_is_decoded_for_the_last_frame(tmp_path):
+    path = make_clip(tmp_path / "a.mp4", gop=12)
+    frame = video._last_decoded(path, from_keyframe=True)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        container.seek(stream.duration, stream=stream)
+        decoded = list(container.decode(stream))
+    assert len(decoded) <= 12
+    assert np.array_equal(frame.to_ndarray(format="rgb24"), decoded[-1].to_ndarray(format="rgb24"))
+
+
+def test_the_graph_goes_into_the_file_and_the_streams_stay(tmp_path):
+    path = make_clip(tmp_path / "a.mp4")
+    before = packets(path)
+    video.add_metadata(path, prompt={"1": "é"}, workflow={"nodes": []})
+    with av.open(str(path)) as container:
+        assert json.loads(container.metadata["prompt"]) == {"1": "é"}
+        assert json.loads(container.metadata["workflow"]) == {"nodes": []}
+    assert packets(path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_file_that_cannot_be_tagged_keeps_its_bytes(tmp_path, monkeypatch):
+    path = make_clip(tmp_path / "a.mp4")
+    before = path.read_bytes()
+
+    def broken(*_, **__):
+        raise ValueError("no such template")
+
+    monkeypatch.setattr(video, "_copy_streams", broken)
+    video.add_metadata(path, prompt={"1": 1}, workflow=None)
+    assert path.read_bytes() == before
+    video.add_metadata(path, prompt=None, workflow=None)
+    assert path.read_bytes() == before
+
+
+def packets(path):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux() if packet.size]

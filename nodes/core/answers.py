@@ -15,6 +15,10 @@ from typing import Any
 from . import errors
 
 MAX_RETRY_AFTER_S = 300.0
+WAIT_OUT = (408, 425, 429)
+GATEWAY_WORDS = (408, 425, 499)
+_MAX_REASON = 2000
+_LEAST_TOKEN = 6  # what is shorter is no token, and stands in many words
 _MAX_WORDS = 600
 _MEDIA = re.compile(r"data:[\w/+.-]*;base64,[\w+/=%-]*")
 # urllib3 puts object addresses and pool names around the reason
@@ -33,14 +37,34 @@ def parse(content: bytes) -> Mapping[str, Any] | None:
     """The JSON object in ``content``, or None for HTML pages, arrays and empty bodies."""
     try:
         parsed = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
 
 
+def error_code(body: Mapping[str, Any] | None) -> int | None:
+    """RunComfy's number for what went wrong; None for none, -1 for one that is no number."""
+    value = (body or {}).get("error_code")
+    try:
+        return int(str(value)) or None if value else None
+    except ValueError:
+        return -1
+
+
 def is_refusal(status_code: int, body: Mapping[str, Any] | None) -> bool:
-    """True for a 4xx, and for any JSON with an ``error_code``."""
-    return 400 <= status_code < 500 or bool(body and body.get("error_code"))
+    """Whether an answer is a refusal in RunComfy's own words: a 4xx, or an ``error_code``.
+
+    A 408, 425 or 499 without JSON is a gateway's word about a request it may have passed on.
+    """
+    if error_code(body) is not None:
+        return True
+    return 400 <= status_code < 500 and (body is not None or status_code not in GATEWAY_WORDS)
+
+
+def is_passing(status_code: int, body: Mapping[str, Any] | None) -> bool:
+    """Whether an answer to a question is about the moment and not about what was asked."""
+    statuses = (status_code, (error_code(body) or 0) // 1000)  # 429001 is a kind of 429
+    return any(500 <= status < 600 or status in WAIT_OUT for status in statuses)
 
 
 def refusal(
@@ -56,7 +80,7 @@ def refusal(
 
     RunComfy documents the codes but not their HTTP statuses: where there is a code, it decides.
     """
-    code = _number((body or {}).get("error_code"))
+    code = error_code(body)
     kind: type[errors.ApiError] = errors.ApiError
     hint = ""
     if code == 400004 or (code is None and status_code == 401):
@@ -67,7 +91,7 @@ def refusal(
         kind, hint = errors.PaymentError, "Add balance to your RunComfy account."
     elif code == 404001 or (code is None and status_code == 404):
         kind = errors.NotFoundError
-    elif status_code == 429:
+    elif status_code == 429 and body is not None:
         kind, hint = errors.RateLimitError, "Wait a little before the next try."
     said = words(body, token).rstrip(". ") or f"HTTP {status_code}"
     return kind(
@@ -90,9 +114,12 @@ def words(body: Mapping[str, Any] | None, token: str | None = None) -> str:
 
 def clean(value: object, token: str | None = None) -> str:
     """A server's words as one short line: lists joined, media and the token left out."""
-    text = " ".join(_flatten(value).split())
+    try:
+        text = " ".join(_flatten(value).split())
+    except RecursionError:
+        text = "an answer nested too deep to read"
     text = _MEDIA.sub("[media]", text)
-    if token:
+    if token and len(token) >= _LEAST_TOKEN:
         text = text.replace(token, "[token]")
     return text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 1] + "…"
 
@@ -107,7 +134,8 @@ def reason(error: BaseException, token: str | None = None) -> str:
         if deeper is None:
             break
         inner = deeper
-    return clean(_NOISE.sub("", str(inner)) or type(inner).__name__, token)
+    text = _NOISE.sub("", str(inner)[:_MAX_REASON])
+    return clean(text or type(inner).__name__, token)
 
 
 def retry_after_s(value: str | None) -> float | None:
@@ -119,7 +147,7 @@ def retry_after_s(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError, OSError):
             return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if seconds == seconds else None
 
@@ -135,10 +163,3 @@ def _flatten(value: object) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(_flatten(item) for item in value)
     return str(value)
-
-
-def _number(value: object) -> int | None:
-    try:
-        return int(str(value))
-    except ValueError:
-        return None

@@ -18,6 +18,7 @@ from .transport import Transport
 
 CANCEL_S = 5.0
 NEW_REQUEST_GRACE_S = 30.0  # a request may not be readable in the first moments after its submit
+MISSING_ANSWERS = 3  # one 404 may be a gateway's; so many in a row are RunComfy's word
 MAX_ODD_ANSWERS = 20  # unknown states, or "completed" without a clip, in a row
 
 
@@ -95,19 +96,24 @@ class RunComfyClient:
         self._transport = transport
         self._clock = clock
 
-    def submit(self, model_id: str, payload: Mapping[str, Any]) -> str:
+    def submit(
+        self,
+        model_id: str,
+        payload: Mapping[str, Any],
+        *,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> str:
         """Start one paid job and return its request id. Sent exactly once; see ``post_job``."""
-        answer = self._transport.post_job(f"/v1/models/{model_id}", payload)
-        return str(answer.body["request_id"])
+        return self._transport.post_job(f"/v1/models/{model_id}", payload, give_up=give_up)
 
     def status(self, request_id: str) -> JobStatus:
         """The state, with the queue position while queued."""
-        return _job_status(request_id, self._transport.get(_path(request_id, "status")).body)
+        return self._job_status(request_id, self._transport.get(_path(request_id, "status")).body)
 
     def result(self, request_id: str) -> JobStatus:
         """The state, and once it has ended the clip's address, the reason, and the cost."""
         answer = self._transport.get(_path(request_id, "result"), {"include_cost": "true"})
-        return _job_status(request_id, answer.body)
+        return self._job_status(request_id, answer.body)
 
     def cancel(self, request_id: str) -> CancelOutcome:
         """Ask for a cancel; answers within ``CANCEL_S`` seconds or raises NetworkError."""
@@ -126,7 +132,8 @@ class RunComfyClient:
         base = _number(body.get("base_price_usd"))
         if base is None:
             return None
-        return Price(base, str(body.get("price_unit", "")), str(body.get("pricing_note") or ""))
+        note = self._transport.clean(body.get("pricing_note") or "")
+        return Price(base, str(body.get("price_unit", ""))[:20], note)
 
     def watch(
         self,
@@ -155,7 +162,7 @@ class RunComfyClient:
         """
         started = running_since = self._clock()
         last = JobStatus(request_id, State.IN_QUEUE)
-        polls = odd = 0
+        polls = odd = missing = 0
         while True:
             pause = 0.0
             try:
@@ -164,10 +171,12 @@ class RunComfyClient:
                 last = replace(last, note=str(error))
                 pause = error.retry_after_s or 0.0
             except errors.NotFoundError as error:
-                if self._clock() - started >= grace_s:
+                missing += 1
+                if self._clock() - started >= grace_s and missing >= MISSING_ANSWERS:
                     raise
                 last = replace(last, note=str(error))
             else:
+                missing = 0
                 if status.state in ENDED and (status.video_urls or status.state != State.COMPLETED):
                     yield status
                     return
@@ -189,6 +198,19 @@ class RunComfyClient:
             rhythm = pause_s(poll_s, now - (started if queued else running_since), queued)
             wait(max(pause, rhythm))
             polls += 1
+
+    def _job_status(self, request_id: str, body: Mapping[str, Any]) -> JobStatus:
+        said = str(body.get("status") or "")
+        position = body.get("queue_position")
+        return JobStatus(
+            request_id=request_id,
+            state=_SPELLINGS.get(said.lower(), State.UNKNOWN),
+            said=self._transport.clean(said)[:80],
+            queue_position=position if isinstance(position, int) else None,
+            video_urls=tuple(_video_urls(body.get("output"))),
+            error=self._transport.clean(answers.words(body)),
+            cost_usd=_number(body.get("cost")),
+        )
 
     def _poll(self, last: JobStatus, polls: int) -> JobStatus:
         if last.state == State.IN_QUEUE and polls % 5 != 4:  # now and then ask the authority
@@ -212,20 +234,6 @@ def pause_s(poll_s: float, elapsed_s: float, queued: bool) -> float:
     if elapsed_s < 10 * poll_s:
         return poll_s
     return poll_s * (5 / 3 if elapsed_s < 100 * poll_s else 10 / 3)
-
-
-def _job_status(request_id: str, body: Mapping[str, Any]) -> JobStatus:
-    said = str(body.get("status") or "")
-    position = body.get("queue_position")
-    return JobStatus(
-        request_id=request_id,
-        state=_SPELLINGS.get(said.lower(), State.UNKNOWN),
-        said=said,
-        queue_position=position if isinstance(position, int) else None,
-        video_urls=tuple(_video_urls(body.get("output"))),
-        error=answers.words(body),
-        cost_usd=_number(body.get("cost")),
-    )
 
 
 def _video_urls(output: object) -> list[str]:

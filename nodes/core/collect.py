@@ -25,6 +25,8 @@ from .states import JobState
 log = logging.getLogger("runcomfy")
 
 DURATION_TOLERANCE_S = 0.5
+DEAD_LINK_PAUSES_S = (2.0, 10.0)
+RENAME_ATTEMPTS = 20  # on Windows a virus scanner or a preview may hold a new file for a moment
 LEFTOVER_S = 3600.0  # a download that nobody has written to for so long is nobody's
 _GONE = (403, 404, 410)
 _STATES = {State.IN_PROGRESS: JobState.IN_PROGRESS, State.COMPLETED: JobState.IN_PROGRESS}
@@ -157,8 +159,10 @@ class Collector:
             path = self._place(job, row, part, info)
         finally:
             part.unlink(missing_ok=True)
+        self.record(job, row, JobState.COMPLETED, path=str(path), cost_usd=status.cost_usd)
         cost_usd = self._cost(client, status)
-        self.record(job, row, JobState.COMPLETED, path=str(path), cost_usd=cost_usd)
+        if cost_usd != status.cost_usd:
+            self.record(job, row, JobState.COMPLETED, cost_usd=cost_usd)
         notes = []
         if abs(info.duration_s - row.duration_s) > DURATION_TOLERANCE_S:
             notes.append(
@@ -169,18 +173,22 @@ class Collector:
     def _fetch(
         self, job: Job, row: Row, client: RunComfyClient, status: JobStatus, part: Path
     ) -> video.ClipInfo:
-        """Download and verify; a link that is dead or brings no clip is asked for once more."""
-        try:
-            return self._download(job, status.video_urls[0], part)
-        except (errors.ApiError, errors.MediaError) as error:
-            log.warning("asking for the clip's address again: %s", error)
-        again = client.result(status.request_id)
-        try:
-            return self._download(job, (again.video_urls or status.video_urls)[0], part)
-        except errors.ApiError as error:
-            if error.status_code in _GONE:
-                raise self._expired(job, row, status.request_id) from None
-            raise
+        """Download and verify; a link that is dead or brings no clip is asked for again by id."""
+        for pause_s in (*DEAD_LINK_PAUSES_S, None):
+            for url in status.video_urls:
+                try:
+                    return self._download(job, url, part)
+                except (errors.ApiError, errors.MediaError) as error:
+                    failed = error
+            if pause_s is None:
+                break
+            log.warning("asking for the clip's address again: %s", failed)
+            self._pause(job, pause_s)
+            again = client.result(status.request_id)
+            status = again if again.video_urls else status
+        if isinstance(failed, errors.ApiError) and failed.status_code in _GONE:
+            raise self._expired(job, row, status.request_id)
+        raise failed
 
     def _download(self, job: Job, url: str, part: Path) -> video.ClipInfo:
         download(
@@ -205,6 +213,11 @@ class Collector:
                 _rename_to_new(part, path)
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise errors.MediaError(
+                    f"The clip cannot be saved as {path}: {error.strerror or error}. It stays at "
+                    "RunComfy: mend that and queue again, nothing is charged for it."
+                ) from None
             return path
 
     def _expired(self, job: Job, row: Row, request_id: str) -> errors.ResultExpired:
@@ -221,7 +234,7 @@ class Collector:
 
     def _part(self, row: Row, request_id: str) -> Path:
         """A name of our own: another process may be collecting the same job."""
-        name = f".runcomfy-{re.sub(r'[^A-Za-z0-9_-]', '_', request_id)[:128]}"
+        name = f".runcomfy-{re.sub(r'[^A-Za-z0-9_-]', '_', request_id)[:64]}"
         folder = self._places.folder(row.prefix)
         for leftover in folder.glob(f"{name}.*.part*"):  # of a process that died
             if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
@@ -246,10 +259,24 @@ def _rename_to_new(part: Path, path: Path) -> None:
         raise
     except OSError:  # a disk without hard links: take the name with an empty file, then replace it
         path.open("xb").close()
-        part.replace(path)
+        try:
+            _replace(part, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     if os.name == "posix":  # the name itself survives a power cut only once its folder is synced
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _replace(part: Path, path: Path) -> None:
+    for _ in range(RENAME_ATTEMPTS - 1):
+        try:
+            part.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    part.replace(path)

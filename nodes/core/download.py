@@ -1,15 +1,29 @@
-"""A result file to disk: streamed, resumed after a cut, never half there under its final name."""
+"""A result file to disk: streamed, resumed after a cut, never taken for whole when it is not."""
 
 import os
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import errors
-from .transport import Transport
+from .transport import PIECE_BYTES, Response, Transport
 
 MAX_CLIP_BYTES = 2 << 30  # RunComfy's own command line tool keeps to the same cap
-ATTEMPTS = 8
-PIECE_BYTES = 64 << 10  # what a cut costs at most
+FRUITLESS_ATTEMPTS = 8  # in a row; whatever brings new bytes does not count
+STALL_S = 120.0  # for each piece of 64 KiB
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass
+class _State:
+    """How far a download is: ``total`` bytes where known, ``etag`` of the version begun with."""
+
+    done: int = 0
+    total: int | None = None
+    etag: str | None = None
 
 
 def download(
@@ -19,68 +33,102 @@ def download(
     *,
     wait: Callable[[float], None],
     on_bytes: Callable[[int], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Fetch ``url`` into ``part``, going on from where it was cut, and sync it to disk.
 
     Args:
         transport: Opens the address, or refuses it.
         url: A result's address.
-        part: The file to write; what it holds already is kept only if the server can go on from
-            there and this call wrote it.
+        part: The file to write, begun anew.
         wait: Sleeps for the given seconds between attempts; may raise to give up.
         on_bytes: Told the number of bytes on disk so far.
+        clock: Monotonic seconds.
 
     Raises:
-        ApiError: The address is refused, or the file is not there.
+        ForeignAddress: The address is refused.
+        ApiError: The file is not there.
         NetworkError: Cut again and again.
         MediaError: Larger than ``MAX_CLIP_BYTES``, or the disk does not take it.
     """
-    part.unlink(missing_ok=True)
-    for attempt in range(1, ATTEMPTS + 1):
+    state = _State()
+    fruitless = 0
+    while True:
+        before = state.done
         try:
-            _fetch(transport, url, part, on_bytes)
+            _fetch(transport, url, part, state, on_bytes, clock)
             return
-        except OSError as error:
-            raise errors.MediaError(
-                f"The clip cannot be written to {part.parent}: {error.strerror or error}. It stays "
-                "at RunComfy and can be collected by its request id."
-            ) from None
         except errors.NetworkError as error:
-            if attempt == ATTEMPTS:
+            fruitless = 0 if state.done > before else fruitless + 1
+            if fruitless == FRUITLESS_ATTEMPTS:
                 raise errors.NetworkError(
-                    f"The clip could not be downloaded in {ATTEMPTS} attempts. {error}"
+                    f"The clip could not be downloaded in {FRUITLESS_ATTEMPTS} attempts. {error} "
+                    "It stays at RunComfy: queue again to fetch it, nothing is charged for that."
                 ) from None
-            wait(max(error.retry_after_s or 0.0, min(0.5 * 2**attempt, 15.0)))
+            wait(max(error.retry_after_s or 0.0, min(0.5 * 2**fruitless, 15.0)))
 
 
-def _fetch(transport: Transport, url: str, part: Path, on_bytes: Callable[[int], None]) -> None:
-    start = part.stat().st_size if part.exists() else 0
-    with transport.open_download(url, start=start) as response:
-        if response.status_code == 416:  # the file changed, or all of it is here already
-            part.unlink(missing_ok=True)
-            raise errors.NetworkError("The clip's host could not go on where it was cut.")
-        if response.status_code == 200:
-            start = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.unlink(missing_ok=True)
-            raise errors.NetworkError("The clip's host sent another part than was asked for.")
-        total = _total_bytes(response.headers.get("Content-Length"), start)
-        with part.open("r+b" if start else "wb") as file:
-            file.seek(start)
-            done = start
-            for piece in response.iter_content(PIECE_BYTES):
-                done += len(piece)
-                if done > MAX_CLIP_BYTES or (total or 0) > MAX_CLIP_BYTES:
-                    raise errors.MediaError(
-                        f"The clip is larger than {MAX_CLIP_BYTES >> 30} GiB; it stays at {url}."
-                    )
+def _fetch(
+    transport: Transport,
+    url: str,
+    part: Path,
+    state: _State,
+    on_bytes: Callable[[int], None],
+    clock: Callable[[], float],
+) -> None:
+    with transport.open_download(url, start=state.done, etag=state.etag) as response:
+        _begin(response, state)
+        if (state.total or 0) > MAX_CLIP_BYTES:
+            raise _too_large(url)
+        with _disk(part), part.open("r+b" if state.done else "wb") as file:
+            file.seek(state.done)
+            slice_end, slice_done = clock() + STALL_S, state.done
+            for piece in transport.pieces(response):
+                if state.done + len(piece) > MAX_CLIP_BYTES:
+                    raise _too_large(url)
                 file.write(piece)
-                on_bytes(done)
+                state.done += len(piece)
+                on_bytes(state.done)
+                if state.done - slice_done >= PIECE_BYTES:
+                    slice_end, slice_done = clock() + STALL_S, state.done
+                elif clock() > slice_end:
+                    raise errors.NetworkError("The download came to a standstill.")
             file.flush()
             os.fsync(file.fileno())
-    if total is not None and done != total:
-        raise errors.NetworkError(f"The clip came only in part: {done} of {total} bytes.")
+    if state.total is not None and state.done != state.total:
+        raise errors.NetworkError(f"The clip came only in part: {state.done} of {state.total} B.")
 
 
-def _total_bytes(content_length: str | None, start: int) -> int | None:
-    return start + int(content_length) if content_length and content_length.isdigit() else None
+def _begin(response: Response, state: _State) -> None:
+    """Find where this answer begins and where it must end."""
+    if response.status_code == 206:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        first, last, total = map(int, found.groups()) if found else (-1, -1, -1)
+        if first == state.done and first <= last < total and state.total in (None, total):
+            state.total = total
+            return
+    if response.status_code != 200:  # 416, or a range that was not asked for: begin anew
+        state.done, state.total, state.etag = 0, None, None
+        raise errors.NetworkError("The clip's host could not go on where it was cut.")
+    length = response.headers.get("Content-Length", "")
+    state.done, state.total = 0, int(length) if length.isdigit() else None
+    state.etag = response.headers.get("ETag")
+
+
+@contextmanager
+def _disk(part: Path) -> Iterator[None]:
+    """Tells a fault of the disk from one of the line."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.MediaError(
+            f"The clip cannot be written to {part.parent}: {error.strerror or error}. It stays at "
+            "RunComfy: make room and queue again, nothing is charged for that."
+        ) from None
+
+
+def _too_large(url: str) -> errors.MediaError:
+    return errors.MediaError(
+        f"The clip is larger than {MAX_CLIP_BYTES >> 30} GiB, the most that is fetched. It stays "
+        f"at {url}."
+    )

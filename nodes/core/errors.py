@@ -5,7 +5,8 @@
       LedgerError                 the ledger cannot be read or written: no POST without it
         TransitionRefused         a state that a job cannot come to from where it is
       InputError (ValueError)     breaks a limit; raised before upload and charge
-      MediaError                  a picture or clip that cannot be read, or is not what was asked
+      MediaError                  a picture or clip that cannot be read or saved
+        ForeignAddress            a clip's address that RunComfy's results do not come from
       NetworkError                no usable answer; asking again is safe
         NeverLeft                 a submit whose last byte was never handed over
       SubmitUnknown               the submit may have arrived: paid or not, nobody can tell
@@ -31,10 +32,14 @@ class RunComfyError(Exception):
         cls.__module__ = "runcomfy"
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
-        self.request_id = request_id
-        if request_id and request_id not in message:
-            message = f"{message} (request {request_id})"
         super().__init__(message)
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if self.request_id and self.request_id not in message:
+            return f"{message} (request {self.request_id})"
+        return message
 
 
 class ConfigError(RunComfyError):
@@ -55,6 +60,10 @@ class InputError(RunComfyError, ValueError):
 
 class MediaError(RunComfyError):
     """A picture or clip cannot be read, or is not what was asked for."""
+
+
+class ForeignAddress(MediaError):
+    """A clip's address is not one that RunComfy's results come from."""
 
 
 class NetworkError(RunComfyError):

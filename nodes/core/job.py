@@ -45,6 +45,7 @@ class Connection:
     uploader: Uploader
     poll_s: float
     timeout_s: float
+    is_rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,18 @@ class Job:
     def ended(self) -> bool:
         """True once nothing more will happen."""
         return self._outcome is not None
+
+    @property
+    def outcome(self) -> Clip | errors.RunComfyError | None:
+        """What the job came to; None before its end."""
+        return self._outcome
+
+    @property
+    def price_text(self) -> str:
+        """What the job costs, as part of a sentence."""
+        return (
+            "$0 in a rehearsal" if self.connection.is_rehearsal else f"about ${self.price_usd:.2f}"
+        )
 
     def text(self) -> str:
         """The newest snapshot, for the node."""

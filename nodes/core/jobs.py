@@ -22,6 +22,7 @@ from .client import CancelOutcome, RunComfyClient
 from .collect import Collector, Places, expired
 from .identity import Identity, identify
 from .job import Clip, Connection, Job, Order
+from .kling import IMAGE_MAX_BYTES
 from .ledger import Ledger, NewJob, Row
 from .media import images
 from .states import AT_RUNCOMFY, JobState
@@ -29,6 +30,8 @@ from .transport import Transport
 
 log = logging.getLogger("runcomfy")
 
+CANCEL_ATTEMPTS = 10
+CANCEL_PAUSE_S = 1.0
 SUBMIT_ATTEMPTS = 4  # only of submits that surely did not arrive, or were refused for the rate
 LOOK_S = 1.0  # how often to look whether another process has sent the job
 REUSED = "Reused, $0: this very request was made before. Change the seed for a new take."
@@ -95,38 +98,39 @@ class JobRunner:
     def _call_off(self, job: Job, said: "Future[str]") -> None:
         while not job.ended and job.progress.state in (JobState.PREPARING, JobState.SUBMITTING):
             self._wait(threading.Event(), 0.05)
-        state = job.progress.state
-        price = f"about ${job.price_usd:.2f}"
-        if state in (JobState.IN_QUEUE, JobState.IN_PROGRESS):
-            said.set_result(self._cancel(job, price))
-        elif state in (JobState.DOWNLOADING, JobState.COMPLETED):
-            said.set_result(f"Stopped. The clip was already made ({price}) and is being saved.")
-        elif state == JobState.UNKNOWN:
-            said.set_result(
-                f"Stopped. The job may have reached RunComfy and may be charged, {price}."
-            )
+        if job.ended:
+            said.set_result(_ended_text(job))
+        elif job.progress.state == JobState.DOWNLOADING:
+            said.set_result(f"Stopped. The clip was already made ({job.price_text}), it is saved.")
         else:
-            said.set_result("Stopped before the job was sent. Nothing is charged.")
+            said.set_result(self._cancel(job))
 
-    def _cancel(self, job: Job, price: str) -> str:
+    def _cancel(self, job: Job) -> str:
         collecting = "Its clip will be saved to the output folder when it is ready."
         client = RunComfyClient(job.connection.transport, clock=self._clock)
-        try:
-            outcome = client.cancel(str(job.progress.request_id))
-        except errors.RunComfyError as error:
-            outcome = CancelOutcome.UNCLEAR
-            log.warning("cancel brought no clear answer: %s", error)
+        outcome = CancelOutcome.UNCLEAR
+        for attempt in range(CANCEL_ATTEMPTS):
+            if attempt:
+                self._wait(threading.Event(), CANCEL_PAUSE_S)
+            try:
+                outcome = client.cancel(str(job.progress.request_id))
+                break
+            except errors.NetworkError as error:  # a cancel may be asked for again: it is free
+                log.warning("cancel brought no answer: %s", error)
+            except errors.RunComfyError as error:
+                log.warning("cancel was refused: %s", error)
+                break
         (job.follows or job).wake.set()
         if outcome == CancelOutcome.CANCELLED:
             return "Stopped. The job was still queued at RunComfy and is cancelled: no charge."
         if outcome == CancelOutcome.NOT_CANCELLABLE:
             return (
                 "Stopped. Kling was already rendering: that cannot be cancelled and is charged, "
-                f"{price}. {collecting}"
+                f"{job.price_text}. {collecting}"
             )
         return (
             "Stopped, but RunComfy did not say whether the job is cancelled; it may be charged, "
-            f"{price}. {collecting}"
+            f"{job.price_text}. {collecting}"
         )
 
     def _run(self, job: Job, order: Order) -> None:
@@ -137,8 +141,9 @@ class JobRunner:
             outcome = error
         except BaseException as error:  # a thread that dies silently would strand its waiters
             log.exception("a job ended unexpectedly")
-            what = f"Unexpected {type(error).__name__}: {error}"
-            outcome = errors.RunComfyError(what, request_id=job.progress.request_id)
+            outcome = errors.RunComfyError(f"Unexpected {type(error).__name__}: {error}")
+        if isinstance(outcome, errors.RunComfyError) and not outcome.request_id:
+            outcome.request_id = job.progress.request_id
         job.update(state=_last_state(job, outcome), note="")
         with self._lock:
             self._live = {row_id: live for row_id, live in self._live.items() if live is not job}
@@ -167,7 +172,7 @@ class JobRunner:
         row = self._ledger.find(identity.full)
         if row is not None:
             return self._attach(job, row)
-        notes: list[str] = []
+        notes = order.request.warnings()
         payload = order.request.payload(
             self._url(job, start, notes) if start else order.start_image_url,
             end_image_url=self._url(job, end, notes) if end else None,
@@ -189,7 +194,8 @@ class JobRunner:
 
     def _url(self, job: Job, picture: images.Picture, notes: list[str]) -> str:
         uploader = job.connection.uploader
-        encoded = images.encode(picture, max_bytes=uploader.max_bytes)
+        max_bytes = min(uploader.max_bytes, IMAGE_MAX_BYTES)
+        encoded = images.encode(picture, max_bytes=max_bytes)
         notes.extend(encoded.notes)
         return uploader.upload(encoded.data, encoded.content_type)
 
@@ -241,11 +247,13 @@ class JobRunner:
     def _submit(
         self, job: Job, row: Row, client: RunComfyClient, model_id: str, payload: dict[str, Any]
     ) -> str:
-        for attempt in range(1, SUBMIT_ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             if job.stop_requested.is_set():
                 raise errors.JobCancelled("Stopped before the job was sent; nothing is charged.")
             try:
-                return client.submit(model_id, payload)
+                return client.submit(model_id, payload, give_up=job.stop_requested.is_set)
             except (errors.NeverLeft, errors.RateLimitError) as error:
                 if attempt == SUBMIT_ATTEMPTS:
                     raise
@@ -253,7 +261,6 @@ class JobRunner:
                 self._ledger.renew(row.id, post_limit_s=pause_s + Transport.post_limit_s(payload))
                 job.update(note=str(error))
                 self._pause(job, pause_s)
-        raise AssertionError("unreachable")
 
     def _attach(self, job: Job, row: Row) -> Clip:
         """Join a request that was made before; nothing in here sends anything."""
@@ -303,6 +310,18 @@ class JobRunner:
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
+
+
+def _ended_text(job: Job) -> str:
+    """What to say when a job is stopped that had just ended by itself."""
+    outcome = job.outcome
+    if isinstance(outcome, Clip):
+        return f"Stopped. The clip was already made ({job.price_text}) and saved: {outcome.path}"
+    if isinstance(outcome, errors.SubmitUnknown):
+        return f"Stopped. The job may have reached RunComfy and may be charged, {job.price_text}."
+    if job.progress.request_id is None:
+        return "Stopped before the job was sent. Nothing is charged."
+    return f"Stopped. The job had already ended: {outcome}"
 
 
 def _last_state(job: Job, outcome: Clip | errors.RunComfyError) -> JobState:

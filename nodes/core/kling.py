@@ -25,7 +25,6 @@ SHOT_DURATION_S = (3, 15)  # [page]
 DEFAULT_SHOT_DURATION_S = 5  # [page]
 MAX_SHOTS = DURATION_S[1] // SHOT_DURATION_S[0]  # [page] allows 20, but only 5 of 3 s fit in 15 s
 MAX_ELEMENTS = 3  # [page]
-MAX_REFERENCES = 3  # [kling] an image element takes 1 to 3
 PROMPT_CHARS = 2500  # [kling] warned about, not refused: RunComfy publishes no limit
 SHOT_PROMPT_CHARS = 512  # [kling] likewise
 IMAGE_MIN_SIDE_PX = 300  # [kling]
@@ -110,6 +109,19 @@ class KlingRequest:
         model = MODELS[self.model]
         rate = model.usd_per_s_audio if self.generate_audio else model.usd_per_s_silent
         return rate * self.duration_s
+
+    def warnings(self) -> list[str]:
+        """What may go wrong upstream although RunComfy's own schema allows it."""
+        texts = [("The prompt", self.prompt, PROMPT_CHARS)]
+        texts.append(("The negative prompt", self.negative_prompt, PROMPT_CHARS))
+        for number, shot in enumerate(self.shots, 1):
+            texts.append((f"The prompt of shot {number}", shot.prompt, SHOT_PROMPT_CHARS))
+        return [
+            f"{name} has {len(text)} characters; Kling's own limit is {limit}. Shorten it if the "
+            "job fails."
+            for name, text, limit in texts
+            if len(text) > limit
+        ]
 
     def payload(
         self,

@@ -15,19 +15,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from .errors import LedgerError, TransitionRefused
 from .identity import canonical
-from .ledger_schema import NOW, VERSION, jobs, metadata, transitions, version
+from .ledger_schema import CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
 from .states import NOT_BINDING, JobState
 
-BUSY_S = 30
 POST_MARGIN_S = 60.0
-CLAIM_LOCK = 7239461  # any number of our own
 
 _JSON_COLUMNS = ("payload", "prompt", "workflow")
 _ALLOWED: Mapping[JobState, tuple[JobState, ...]] = {
@@ -125,7 +122,7 @@ class Ledger:
         if self._engine.dialect.name not in ("sqlite", "postgresql"):
             raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
         if self._engine.dialect.name == "sqlite":
-            _tune_sqlite(self._engine)
+            tune_sqlite(self._engine)
         self._is_open = False
         self._opening = threading.Lock()
 
@@ -278,7 +275,7 @@ class Ledger:
             with self._opening:
                 if not self._is_open:
                     with self._engine.begin() as conn:
-                        _migrate(conn, self._name)
+                        migrate(conn, self._name)
                     self._is_open = True
             with self._engine.begin() as conn:
                 yield conn
@@ -289,46 +286,6 @@ class Ledger:
                 "job could be paid twice or lost, so nothing was sent. Make room or give write "
                 "access there, or set RUNCOMFY_LEDGER_URL to another place."
             ) from None
-
-
-def _tune_sqlite(engine: sa.Engine) -> None:
-    @sa.event.listens_for(engine, "do_connect")
-    def connecting(*_: Any) -> None:
-        path = engine.url.database
-        if path and path != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-
-    @sa.event.listens_for(engine, "connect")
-    def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions by itself
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
-        mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode not in ("wal", "memory"):  # network folders cannot do WAL, and say so only here
-            cursor.execute("PRAGMA journal_mode=DELETE")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(conn: sa.Connection) -> None:
-        # taking the write lock at once: a read that turns into a write could fail as busy
-        conn.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _migrate(conn: sa.Connection, name: str) -> None:
-    if conn.dialect.name == "postgresql":  # two machines may open a new ledger at once
-        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
-    version.create(conn, checkfirst=True)
-    found = conn.execute(sa.select(version.c.number)).scalar()
-    if found is None:
-        metadata.create_all(conn)
-        conn.execute(sa.insert(version).values(number=VERSION))
-    elif found > VERSION:
-        raise LedgerError(
-            f"The ledger {name} was made by a newer version of this pack (ledger version {found}, "
-            f"this pack knows {VERSION}). Update the pack."
-        )
 
 
 def _age(conn: sa.Connection) -> None:

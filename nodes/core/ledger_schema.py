@@ -1,14 +1,21 @@
-"""The ledger's tables, and its clock: the database's own, so that machines need not agree."""
+"""The ledger's tables, how they come to be, and its clock.
 
+The clock is the database's own, so that machines which share a ledger need not agree.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from .errors import LedgerError
 from .states import NOT_BINDING, JobState
 
 VERSION = 1
+BUSY_S = 30
+CLAIM_LOCK = 7239461  # any number of our own
 _STATES = ", ".join(f"'{state.value}'" for state in JobState if state != JobState.PREPARING)
 _BINDING = sa.text(f"state NOT IN ({', '.join(repr(state.value) for state in NOT_BINDING)})")
 
@@ -81,3 +88,46 @@ transitions = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("at", sa.Double, nullable=False),
 )
+
+
+def tune_sqlite(engine: sa.Engine) -> None:
+    """Make SQLite sync every commit, wait for its turn, and begin writing at once."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def connecting(*_: Any) -> None:
+        path = engine.url.database
+        if path and path != ":memory:":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
+        mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode not in ("wal", "memory"):  # network folders cannot do WAL, and say so only here
+            cursor.execute("PRAGMA journal_mode=DELETE")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(conn: sa.Connection) -> None:
+        # taking the write lock at once: a read that turns into a write could fail as busy
+        conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def migrate(conn: sa.Connection, name: str) -> None:
+    """Bring an older or empty ledger up to date; raises LedgerError for a newer one."""
+    if conn.dialect.name == "postgresql":  # two machines may open a new ledger at once
+        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
+    version.create(conn, checkfirst=True)
+    found = conn.execute(sa.select(version.c.number)).scalar()
+    if found is None:
+        metadata.create_all(conn)
+        conn.execute(sa.insert(version).values(number=VERSION))
+    elif found > VERSION:
+        raise LedgerError(
+            f"The ledger {name} was made by a newer version of this pack (ledger version {found}, "
+            f"this pack knows {VERSION}). Update the pack."
+        )

@@ -134,7 +134,7 @@ def _read_file(path: Path) -> Mapping[str, object]:
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             with contextlib.suppress(OSError):  # a read-only mount: its owner decides
                 path.chmod(stat.S_IRUSR | stat.S_IWUSR)  # it may hold the token
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -154,9 +154,10 @@ def _read_file(path: Path) -> Mapping[str, object]:
 
 def _check_token(token: str) -> None:
     # requests would raise an error that quotes the whole header
-    if not token.isascii() or not token.isprintable() or " " in token:
+    if not token.isascii() or not token.isprintable() or set(token) & set(" \"'"):
         raise ConfigError(
-            "The RunComfy API token contains a space or another character that no token has. "
+            "The RunComfy API token contains a space, a quote or another character that no token "
+            "has. "
             "Copy it again from your RunComfy profile page, without 'Bearer' and quotes."
         )
 

@@ -4,14 +4,15 @@
 and says which of four things happened: accepted, refused, never left, or unknown. ``open_download``
 fetches result files over a session that never sees the token.
 
-Nothing here waits and asks again, but for GETs on a connection that the server had closed: a call
-that brings no usable answer raises ``NetworkError``, and whoever polls goes on polling. Proxies and
-CA settings come from the environment, as requests takes them; ``.netrc`` is not read, since it
-would replace or add credentials.
+Nothing here asks again: a call that brings no usable answer raises ``NetworkError``, and whoever
+polls goes on polling. Proxies and CA settings come from the environment, as requests takes them,
+but this machine itself is reached directly. ``.netrc`` is not read, since it would replace or add
+credentials, and no redirect is followed or even read.
 """
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,27 +22,28 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
+from requests import Response as Response  # for those who read downloads
 
 from . import answers, errors
 from .answers import Answer
 from .settings import is_loopback
+from .submit_body import SubmitBody, send_limit_s
 
 CONNECT_S = 15.0  # while sending, it bounds each piece of a streamed submit
 READ_S = 30.0
-SUBMIT_LEAST_BYTES_S = 65536  # a slower line is broken off: 64 MiB get 17 minutes
 SUBMIT_ANSWER_S = 120.0
 DOWNLOAD_READ_S = 60.0
-MAX_ANSWER_BYTES = 4 << 20
+MAX_ANSWER_BYTES = 96 << 20  # an answer may echo a request with its pictures
 DOWNLOAD_DOMAINS = ("runcomfy.net", "runcomfy.com")
-_WAIT_OUT = (408, 425, 429)
-_NO_RETRY = urllib3.Retry(0, read=False)
-# only closed connections: a 429 or 503 is for the poller, who shows it and minds Retry-After
-_RETRY_GET = urllib3.Retry(
-    connect=1, read=1, status=0, other=0, redirect=0, respect_retry_after_header=False
-)
+PIECE_BYTES = 64 << 10
+# stricter than any parser: two parsers may read a sloppy address differently
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?/[\x21-\x5b\x5d-\x7e]*")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 # what requests and its layers raise; some errors of urllib3, ssl and sockets come through unwrapped
 _FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
+
+# our own addresses are always well formed
+_BAD_PROXY = (requests.exceptions.InvalidURL, urllib3.exceptions.LocationParseError)
 
 
 class _Auth(requests.auth.AuthBase):
@@ -56,43 +58,19 @@ class _Auth(requests.auth.AuthBase):
         return request
 
 
-class _CountedBody:
-    """A request body that knows whether its last byte was handed to the socket.
+class _Session(requests.Session):
+    """Keeps no cookies, and does not even read what a redirect says."""
 
-    File-like, so that requests streams it: each piece gets the full connect time-out instead of
-    all of it together. Reading past the deadline raises, which breaks the send off before its end.
-    """
+    def __init__(self, origin: str) -> None:
+        super().__init__()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.headers["User-Agent"] = "runcomfy-kling"
+        self.headers["Accept-Encoding"] = "identity"  # what was cut can still be read
+        # a proxy could not reach this machine, and would see the token of a plain http request
+        self.trust_env = not is_loopback(urlsplit(origin).hostname)
 
-    def __init__(self, data: bytes, clock: Callable[[], float]) -> None:
-        self._data = memoryview(data)
-        self._sent = 0
-        self._clock = clock
-        self._limit_s = send_limit_s(len(data))
-        self._deadline = clock() + self._limit_s
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __iter__(self) -> Iterator[bytes]:  # its presence marks a stream for requests
-        while piece := self.read(16384):
-            yield piece
-
-    def read(self, size: int = -1) -> bytes:
-        if self._clock() > self._deadline:
-            raise TimeoutError(f"sending took more than {self._limit_s:.0f} s")
-        end = len(self._data) if size < 0 else min(self._sent + size, len(self._data))
-        piece = bytes(self._data[self._sent : end])
-        self._sent = end
-        return piece
-
-    @property
-    def handed_over(self) -> bool:
-        return self._sent >= len(self._data)
-
-
-def send_limit_s(size: int) -> float:
-    """How long sending a submit of ``size`` bytes may take, connecting included, in seconds."""
-    return 2 * CONNECT_S + size / SUBMIT_LEAST_BYTES_S
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: requests would read a redirect's whole body even where it is not followed."""
 
 
 class Transport:
@@ -104,7 +82,7 @@ class Transport:
         self.origin = origin
         self._token = token
         self._clock = clock
-        self._session = _session(_RETRY_GET)
+        self._session = _Session(origin)
 
     @property
     def account(self) -> str:
@@ -114,6 +92,10 @@ class Transport:
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
         self._session.close()
+
+    def clean(self, words: object) -> str:
+        """A server's words, fit to be shown: short, without the token and without media."""
+        return answers.clean(words, self._token)
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> Answer:
         """GET a JSON object.
@@ -129,95 +111,136 @@ class Transport:
 
         Raises as ``get``.
         """
-        with _session(_NO_RETRY) as session:
+        with _Session(self.origin) as session:
             return self._call(session, "POST", path, None, timeout_s)
 
     @staticmethod
     def post_limit_s(payload: Mapping[str, Any]) -> float:
         """The longest that ``post_job`` can take for this payload, in seconds."""
-        return send_limit_s(len(json.dumps(payload))) + SUBMIT_ANSWER_S * 2
+        return 2 * CONNECT_S + send_limit_s(len(json.dumps(payload))) + 2 * SUBMIT_ANSWER_S
 
-    def post_job(self, path: str, payload: Mapping[str, Any]) -> Answer:
+    def post_job(
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        *,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> str:
         """Send a paid submit once, over a fresh connection.
 
+        Args:
+            path: The model's path.
+            payload: The JSON to send.
+            give_up: Asked before each piece; True breaks the send off while that is still free.
+
         Returns:
-            A 2xx answer that carries a ``request_id``: the job was accepted.
+            The request id of the accepted job.
 
         Raises:
             ApiError: Refused: a 4xx, or JSON with an ``error_code``, and no ``request_id``.
             NeverLeft: The last byte of the body was never handed over; it may be sent again.
             SubmitUnknown: Anything else. It must not be sent again.
         """
-        body = _CountedBody(json.dumps(payload).encode(), self._clock)
+        body = SubmitBody(json.dumps(payload).encode(), clock=self._clock, give_up=give_up)
         try:
-            with (
-                _session(_NO_RETRY) as session,
-                session.post(
-                    self.origin + path,
-                    data=body,
-                    headers={"Content-Type": "application/json", "Connection": "close"},
-                    auth=_Auth(self._token),
-                    timeout=(CONNECT_S, SUBMIT_ANSWER_S),
-                    allow_redirects=False,
-                    stream=True,
-                ) as response,
-            ):
-                content = self._read(response, SUBMIT_ANSWER_S)
-        except _FAILURES as error:
-            reason = answers.reason(error, self._token)
+            return self._post_job(path, body)
+        except (errors.ApiError, errors.NeverLeft, errors.SubmitUnknown):
+            raise
+        # whatever it is, what counts is how far the body got
+        except BaseException as error:  # noqa: BLE001
+            reason = self._reason(error)
+            if body.handed_over:
+                raise _unknown(f"The job was sent, but its answer was lost ({reason}).") from None
+            raise errors.NeverLeft(
+                f"The job could not be sent to {self.origin} ({reason}). Nothing was charged."
+            ) from None
+
+    def _post_job(self, path: str, body: SubmitBody) -> str:
+        received = bytearray()
+        cut: BaseException | None = None
+        with (
+            _Session(self.origin) as session,
+            session.post(
+                self.origin + path,
+                data=body,
+                headers={"Content-Type": "application/json", "Connection": "close"},
+                auth=_Auth(self._token),
+                timeout=(CONNECT_S, SUBMIT_ANSWER_S),
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
+            try:
+                self._read(response, SUBMIT_ANSWER_S, into=received)
+            except _FAILURES as error:
+                cut = error  # a whole JSON object may have arrived all the same
+        status_code = response.status_code
+        parsed = answers.parse(bytes(received))
+        request_id = _request_id(parsed)
+        if request_id and 200 <= status_code < 300:
+            return request_id
+        if not request_id and not (cut and parsed is None):
+            if answers.is_refusal(status_code, parsed):
+                raise answers.refusal(
+                    status_code,
+                    parsed,
+                    "RunComfy refused the job, nothing was charged",
+                    token=self._token,
+                    retry_after=response.headers.get("Retry-After"),
+                )
             if not body.handed_over:
                 raise errors.NeverLeft(
-                    f"The job could not be sent to {self.origin} ({reason}). Nothing was charged."
-                ) from None
-            raise _unknown(f"The job was sent, but no whole answer came back ({reason}).") from None
-        parsed = answers.parse(content)
-        request_id = _request_id(parsed)
-        if parsed is not None and request_id and 200 <= response.status_code < 300:
-            return Answer(response.status_code, parsed)
-        if not request_id and answers.is_refusal(response.status_code, parsed):
-            raise answers.refusal(
-                response.status_code,
-                parsed,
-                "RunComfy refused the job, nothing was charged",
-                token=self._token,
-                retry_after=response.headers.get("Retry-After"),
-            )
-        said = answers.words(parsed, self._token)
+                    f"{self.origin} answered HTTP {status_code} before the job was sent. Nothing "
+                    "was charged."
+                )
+        said = answers.words(parsed, self._token) or (self._reason(cut) if cut else "")
         raise _unknown(
-            f"RunComfy answered the job with HTTP {response.status_code}"
+            f"RunComfy answered the job with HTTP {status_code}"
             + (f" ({said})." if said else " and neither a request id nor a clear refusal."),
             request_id,
         )
 
     @contextmanager
-    def open_download(self, url: str, *, start: int = 0) -> Iterator[requests.Response]:
+    def open_download(
+        self, url: str, *, start: int = 0, etag: str | None = None
+    ) -> Iterator[requests.Response]:
         """Open a result file for streaming, from byte ``start`` on; no token, no redirects.
+
+        Args:
+            url: A result's address.
+            start: The first byte wanted.
+            etag: The file's version, where ``start`` goes on with an earlier answer.
 
         Yields:
             The response: 206 from ``start`` on, 200 from the beginning, or 416 past the end.
 
         Raises:
             ApiError: The address is not one that results come from, or the file is not there.
-            NetworkError: No usable answer, or the line broke while reading; asking again is safe.
+            NetworkError: No usable answer; asking again is safe.
         """
         self._check_download_url(url)
-        headers = {"Accept-Encoding": "identity"}  # ranges count bytes of the file itself
+        headers = {}
         if start:
             headers["Range"] = f"bytes={start}-"
-        try:
-            with (
-                _session(_NO_RETRY) as session,
-                session.get(
+            if etag and not etag.startswith("W/"):
+                headers["If-Range"] = etag
+        with _Session(url) as session:
+            try:
+                response = session.get(
                     url,
                     headers=headers,
                     auth=_Auth(None),
                     timeout=(CONNECT_S, DOWNLOAD_READ_S),
                     allow_redirects=False,
                     stream=True,
-                ) as response,
-            ):
+                )
+            except _FAILURES as error:
+                raise errors.NetworkError(
+                    f"The clip's host did not answer ({self._reason(error)})."
+                ) from None
+            with response:
                 code = response.status_code
-                if code >= 500 or code in _WAIT_OUT:
+                if code >= 500 or code in answers.WAIT_OUT:
                     raise errors.NetworkError(
                         f"The clip's host answered HTTP {code}.",
                         retry_after_s=answers.retry_after_s(response.headers.get("Retry-After")),
@@ -227,27 +250,26 @@ class Transport:
                         f"The clip's host answered HTTP {code}.", status_code=code
                     )
                 yield response
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise errors.NetworkError(
-                f"The download broke off ({answers.reason(error)})."
-            ) from None
+
+    def pieces(self, response: requests.Response) -> Iterator[bytes]:
+        """What arrives of an open answer, as it arrives; raises NetworkError when it is cut."""
+        try:
+            yield from _arriving(response)
+        except _FAILURES as error:
+            raise errors.NetworkError(f"The download broke off ({self._reason(error)}).") from None
 
     def _check_download_url(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            port, host = parts.port, parts.hostname or ""
-        except ValueError:
-            parts, port, host = urlsplit(""), None, ""
+        parts = urlsplit(url if _PLAIN_URL.fullmatch(url) else "")
+        host = parts.hostname or ""
         if f"{parts.scheme}://{parts.netloc}" == self.origin and is_loopback(host):
             return
         own = any(host == domain or host.endswith(f".{domain}") for domain in DOWNLOAD_DOMAINS)
-        if parts.scheme == "https" and own and port in (None, 443) and "@" not in parts.netloc:
+        if parts.scheme == "https" and own and parts.port in (None, 443):
             return
-        raise errors.ApiError(
+        raise errors.ForeignAddress(
             f"The clip's address is not one that RunComfy's results come from: "
-            f"{parts.scheme or 'no scheme'}://{host or '(no host)'}. Clips are fetched over https "
-            f"from {' and '.join('*.' + domain for domain in DOWNLOAD_DOMAINS)} only.",
-            status_code=0,
+            f"{self.clean(url[:200]) or '(empty)'}. Clips are fetched over https from "
+            f"{' and '.join('*.' + domain for domain in DOWNLOAD_DOMAINS)} only."
         )
 
     def _call(
@@ -258,6 +280,7 @@ class Transport:
         params: Mapping[str, str] | None,
         timeout_s: float,
     ) -> Answer:
+        content = bytearray()
         try:
             with session.request(
                 method,
@@ -268,42 +291,47 @@ class Transport:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                content = self._read(response, timeout_s)
+                self._read(response, timeout_s, into=content)
         except _FAILURES as error:
-            reason = answers.reason(error, self._token)
-            raise errors.NetworkError(f"{self.origin} did not answer ({reason}).") from None
+            raise errors.NetworkError(
+                f"{self.origin} did not answer ({self._reason(error)})."
+            ) from None
         code = response.status_code
-        parsed = answers.parse(content)
-        retry_after = response.headers.get("Retry-After")
-        if parsed is None or code in _WAIT_OUT or code >= 500 or 300 <= code < 400:
-            said = answers.words(parsed, self._token) or ("" if parsed else "no JSON")
+        parsed = answers.parse(bytes(content))
+        if parsed is not None and code < 300 and "status" in parsed:
+            return Answer(code, parsed)  # a failed job has an error_code too; its state says more
+        if parsed is None or answers.is_passing(code, parsed) or 300 <= code < 400:
+            said = answers.words(parsed, self._token).rstrip(". ") or ("" if parsed else "no JSON")
             raise errors.NetworkError(
                 f"{self.origin} answered HTTP {code}" + (f" ({said})." if said else "."),
-                retry_after_s=answers.retry_after_s(retry_after),
+                retry_after_s=answers.retry_after_s(response.headers.get("Retry-After")),
             )
         if answers.is_refusal(code, parsed):
             raise answers.refusal(code, parsed, "RunComfy refused the call", token=self._token)
         return Answer(code, parsed)
 
-    def _read(self, response: requests.Response, limit_s: float) -> bytes:
+    def _read(self, response: requests.Response, limit_s: float, *, into: bytearray) -> None:
         deadline = self._clock() + limit_s
-        content = bytearray()
-        for piece in response.iter_content(16):  # small, so that a trickle meets the deadline
-            content += piece
-            if len(content) > MAX_ANSWER_BYTES:
+        for piece in _arriving(response):
+            into += piece
+            if len(into) > MAX_ANSWER_BYTES:
                 raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
             if self._clock() > deadline:
                 raise TimeoutError(f"the answer took more than {limit_s:.0f} s")
-        return bytes(content)
+
+    def _reason(self, error: BaseException) -> str:
+        if isinstance(error, _BAD_PROXY):
+            return "the proxy address in the environment cannot be read"  # may hold a password
+        return answers.reason(error, self._token)
 
 
-def _session(retry: urllib3.Retry) -> requests.Session:
-    session = requests.Session()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    session.headers["User-Agent"] = "runcomfy-kling"
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    return session
+def _arriving(response: requests.Response) -> Iterator[bytes]:
+    """Pieces as they arrive, so that a trickle is seen as one; nothing of a cut answer is lost."""
+    if hasattr(response.raw, "read1"):
+        while piece := response.raw.read1(PIECE_BYTES):
+            yield piece
+    else:  # urllib3 before 2.2
+        yield from response.iter_content(1024)
 
 
 def _unknown(what: str, request_id: str | None = None) -> errors.SubmitUnknown:
@@ -316,4 +344,5 @@ def _unknown(what: str, request_id: str | None = None) -> errors.SubmitUnknown:
 
 def _request_id(body: Mapping[str, Any] | None) -> str | None:
     value = (body or {}).get("request_id")
-    return value if isinstance(value, str) and value else None
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return text if _REQUEST_ID.fullmatch(text) else None

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from ..errors import MediaError
 
 log = logging.getLogger("runcomfy")
+
+MISSING_S = 0.3  # streams may end a little before the time in the header
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class ClipInfo:
 
 
 def inspect(path: Path) -> ClipInfo:
-    """Open a clip and decode its first frame.
+    """Read a clip's packets to the end and decode its first frame.
+
+    A file that was cut off may have whole headers in front: only its packets tell.
 
     Raises:
-        MediaError: Not a video, or it does not decode.
+        MediaError: Not a video, it does not decode, or it ends before its time.
     """
     try:
         with av.open(str(path)) as container:
@@ -42,6 +47,16 @@ def inspect(path: Path) -> ClipInfo:
             duration_s = float(container.duration or 0) / av.time_base
             if stream.duration and stream.time_base:
                 duration_s = float(stream.duration * stream.time_base)
+            container.seek(0)
+            ends = [
+                float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                for packet in container.demux(stream)
+                if packet.pts is not None and packet.size
+            ]
+            if not ends or max(ends) < duration_s - MISSING_S:
+                raise MediaError(
+                    f"{path.name} ends at {max(ends, default=0):.1f} s of {duration_s:.1f} s."
+                )
             return ClipInfo(
                 width=frame.width,
                 height=frame.height,
@@ -96,20 +111,22 @@ def _copy_streams(source: Path, target: Path, texts: Mapping[str, str]) -> None:
 def last_frame(path: Path) -> torch.Tensor:
     """The clip's last frame as ``[1, H, W, 3]``, float 0 to 1.
 
-    Decoding starts at the last keyframe. Raises MediaError if nothing decodes.
+    Decoding starts at the last keyframe. Where nothing decodes from there, the last frame that does
+    decode is taken. Raises MediaError if none does.
     """
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if stream.duration:
-                container.seek(stream.duration + (stream.start_time or 0), stream=stream)
-            frame = None
-            for frame in container.decode(stream):  # noqa: B007 - the last one is wanted
-                pass
-            if frame is None:
-                raise MediaError(f"{path.name} has no frame at its end.")
-            rgb = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-            return (rgb.to(torch.float32) / 255).unsqueeze(0)
-    except av.FFmpegError as error:
-        raise MediaError(f"The last frame of {path.name} cannot be read ({error}).") from None
+    frame = _last_decoded(path, from_keyframe=True) or _last_decoded(path, from_keyframe=False)
+    if frame is None:
+        raise MediaError(f"{path.name} has no frame that decodes.")
+    return (torch.from_numpy(frame.to_ndarray(format="rgb24")).to(torch.float32) / 255).unsqueeze(0)
+
+
+def _last_decoded(path: Path, *, from_keyframe: bool) -> av.VideoFrame | None:
+    frame = None
+    with suppress(av.FFmpegError, EOFError), av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        if from_keyframe and stream.duration:
+            container.seek(stream.duration + (stream.start_time or 0), stream=stream)
+        for frame in container.decode(stream):  # noqa: B007 - the last one is wanted
+            pass
+    return frame

@@ -7,7 +7,6 @@ one that pack keeps to, since the server's own is not published.
 import base64
 
 MAX_IMAGE_BYTES = 6 << 20
-MAX_REQUEST_BYTES = 64 << 20
 
 
 class InlineUploader:
