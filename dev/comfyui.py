@@ -2,7 +2,7 @@
 
 The demo, the tests and `make comfy` all start it here. Everything it writes goes below its base
 directory, never into the engine; `custom_nodes/runcomfy-kling` there is a link to this repository.
-Leaving the `with` block ends the process, by its id.
+Leaving the `with` block ends the process, by its id, and so does the end of this process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from urllib.error import URLError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK_NAME = "runcomfy-kling"
+NODE = "RunComfyKlingImageToVideo"
 LOOPBACK = "127.0.0.1"
 
 
@@ -87,8 +88,8 @@ class ComfyUI:
         if not is_free(self.port):  # else another server there would be taken for this one
             raise ServerFailed(f"Port {self.port} is taken. Choose another, such as PORT=8189.")
         command = (
-            *(self._python, str(ROOT / "dev" / "comfyui_main.py"), str(self.engine), "--cpu"),
-            *("--base-directory", str(self.base)),
+            *(self._python, str(ROOT / "dev" / "comfyui_main.py"), str(os.getpid())),
+            *(str(self.engine), "--cpu", "--base-directory", str(self.base)),
             *("--database-url", "sqlite:///:memory:"),
             *("--listen", LOOPBACK, "--port", str(self.port), "--disable-auto-launch"),
             *self._options,
@@ -115,8 +116,10 @@ class ComfyUI:
             if time.monotonic() > deadline:
                 raise ServerFailed(f"ComfyUI did not answer within {timeout_s:.0f} s.{self.tail()}")
             time.sleep(0.2)
-        if "IMPORT FAILED" in self.read_log():
-            raise ServerFailed(f"ComfyUI could not import the pack.{self.tail()}")
+        # Asked, not read from the log: any other module may be missing there, and is not ours.
+        if NODE not in self.get_json(f"/object_info/{NODE}"):
+            where = "" if self.log else " Its own messages, above, say why."
+            raise ServerFailed(f"ComfyUI could not import this pack.{where}{self.tail()}")
 
     def stop(self, grace_s: float = 10.0) -> None:
         """End the process: as Ctrl-C would, then firmly, then by force."""

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 import av
-from comfyui import ComfyUI, ServerFailed
+from comfyui import NODE, ComfyUI, ServerFailed
+from ending import end_in_order
 from PIL import Image
 from prompt import PromptFailed, run_prompt
 from setup import ROOT, engine_dir
@@ -27,7 +28,8 @@ from workflow import to_prompt
 BASE = ROOT / ".demo"
 WORKFLOW = ROOT / "example_workflows" / "image_to_video.json"
 PICTURE = WORKFLOW.with_suffix(".jpg")
-NODE = "RunComfyKlingImageToVideo"
+YES = ("1", "true", "yes", "on")
+NO = ("", "0", "false", "no", "off")
 
 
 class DemoFailed(Exception):
@@ -37,8 +39,9 @@ class DemoFailed(Exception):
 def main() -> int:
     """Run the demo; the exit code."""
     began = time.monotonic()
-    live = is_live()
+    end_in_order()
     try:
+        live = is_live()
         environment = child_environment(live)
         save_picture()
         with ComfyUI(engine_dir(), BASE, environment=environment) as server:
@@ -56,8 +59,14 @@ def main() -> int:
 
 
 def is_live() -> bool:
-    """LIVE=1 asks for a real, paid run."""
-    return os.environ.get("LIVE", "0") not in ("", "0")
+    """LIVE=1 asks for a real, paid run. Raises DemoFailed for a word that is no clear answer."""
+    said = os.environ.get("LIVE", "")
+    word = said.strip().lower()
+    if word not in (*YES, *NO):
+        raise DemoFailed(
+            f"LIVE is {said!r}. Set it to 1 for a real, paid run, or leave it out to rehearse."
+        )
+    return word in YES
 
 
 def child_environment(live: bool) -> dict[str, str]:

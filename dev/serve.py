@@ -10,13 +10,15 @@ import sys
 
 from comfyui import ComfyUI, ServerFailed
 from demo import BASE, DemoFailed, child_environment, is_live, save_picture
+from ending import end_in_order
 from setup import engine_dir
 
 
 def main() -> int:
     """Serve until stopped; the exit code."""
-    live = is_live()
+    end_in_order()
     try:
+        live = is_live()
         environment = child_environment(live)
         save_picture()
         port = chosen_port()

@@ -1,9 +1,9 @@
 """Set-up for the demo and the tests: a private `.venv` and a ComfyUI engine in `.engine`.
 
-Run by the system's Python with nothing installed. A stamp, written last, records what a finished
-set-up was made from: a second run with the same stamp returns at once, and an interrupted or
-outdated set-up is made anew, never half used. `COMFYUI_DIR`, where set, is the engine instead, and
-nothing in that checkout is changed.
+Run by the system's Python with nothing installed, through start_setup.py. A stamp, written last,
+records what a finished set-up was made from: a second run with the same stamp returns at once, and
+an interrupted or outdated set-up is made anew, never half used. `COMFYUI_DIR`, where set, is the
+engine instead, and nothing in that checkout is changed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def engine_dir() -> Path:
 def main() -> int:
     """Make what is missing; print one line a step. Returns the exit code."""
     try:
-        check_python()
         with one_at_a_time():
             make_venv()
             make_engine()
@@ -59,16 +58,10 @@ def main() -> int:
     except SetupError as error:
         print(f"Set-up stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
     return 0
-
-
-def check_python() -> None:
-    """Raise SetupError when this Python is too old."""
-    if sys.version_info < (3, 10):  # noqa: UP036  (any python3 may run this file)
-        raise SetupError(
-            f"Python 3.10 or newer is needed, and this is {sys.version.split()[0]}. "
-            "Name a newer one: make PYTHON=python3.12"
-        )
 
 
 def make_venv() -> None:
@@ -154,17 +147,26 @@ def ensure_venv_module() -> None:
 
 def install(package: str, problem: str) -> None:
     """Install one of the system's packages, or say how to; raises SetupError."""
-    apt_get = shutil.which("apt-get")
-    if not apt_get:
+    if not shutil.which("apt-get"):
         raise SetupError(f"{problem} Install {package}, then try again.")
-    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if not may_install():
+        raise SetupError(f"{problem} Run: sudo apt-get install {package}")
+    as_root = () if os.geteuid() == 0 else ("sudo", "-n")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with contextlib.suppress(SetupError):  # one unreachable source of several need not matter
+        run(*as_root, "apt-get", "update", "-qq", env=quiet)
     try:
-        with contextlib.suppress(SetupError):  # one unreachable source of several need not matter
-            run(*as_root, apt_get, "update", "-qq", env=quiet)
-        run(*as_root, apt_get, "install", "-y", "-qq", package, env=quiet)
-    except (SetupError, FileNotFoundError) as error:
+        run(*as_root, "apt-get", "install", "-y", "-qq", package, env=quiet)
+    except SetupError as error:
         raise SetupError(f"{problem} Run: sudo apt-get install {package}\n\n{error}") from error
+
+
+def may_install() -> bool:
+    """Whether this user is root, or becomes root without being asked for a password."""
+    if os.geteuid() == 0:
+        return True
+    asked = ("sudo", "-n", "apt-get", "--version")
+    return bool(shutil.which("sudo")) and not subprocess.run(asked, capture_output=True).returncode
 
 
 def drop_unloadable_torchaudio() -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import folder_paths
 from comfy import model_management
 from comfy.cli_args import args
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from .core import errors, settings
@@ -29,6 +31,7 @@ from .rehearsal import RehearsalServer
 
 LOOK_S = 0.2  # how often a waiting node looks at Stop and at its job
 STOP_S = 6.0  # how long a stopped node waits to learn what became of its job
+HISTORY_S = 60.0  # how long after a node is cancelled its prompt may take to end
 LEDGER_NAME = "ledger.db"
 
 log = logging.getLogger("runcomfy")
@@ -95,6 +98,8 @@ async def run_job(node_id: str, order: Order) -> Clip:
         # Stop, seen by another node first, or a failed neighbour: only the first ends the job
         if model_management.processing_interrupted():
             runner.stop(job)
+        else:
+            _stop_if_history_says_so(runner, job)
         show(node_id, "Ended by another node. A job at RunComfy goes on, its clip is saved.")
         raise
     except errors.RunComfyError as error:
@@ -118,6 +123,50 @@ async def _wait(node_id: str, runner: JobRunner, job: Job, waiter: "asyncio.Futu
             show(node_id, text)
             shown = text
     return waiter.result()
+
+
+def _stop_if_history_says_so(runner: JobRunner, job: Job) -> None:
+    """Stop the job if its prompt turns out to have been interrupted: a sampler may take the flag.
+
+    That is written down only when the prompt has ended, after this node is gone.
+    """
+    context = get_executing_context()
+    queue = PromptServer.instance.prompt_queue
+    if context is None or queue is None:
+        return
+
+    def look() -> None:
+        end = time.monotonic() + HISTORY_S
+        while time.monotonic() < end:
+            entry = queue.get_history(prompt_id=context.prompt_id).get(context.prompt_id)
+            if entry is not None:
+                messages = (entry.get("status") or {}).get("messages") or []
+                if any(name == "execution_interrupted" for name, _ in messages):
+                    runner.stop(job)
+                return
+            time.sleep(LOOK_S)
+
+    threading.Thread(target=look, name="runcomfy-history", daemon=True).start()
+
+
+def collect_unfinished() -> None:
+    """Go on with jobs that an earlier process left at RunComfy, in the background."""
+
+    def collect() -> None:
+        try:
+            now = load_settings()
+            default = not now.ledger_url
+            if now.rehearsal or not now.token or (default and not _ledger_path().exists()):
+                return
+            runner, connection = _connect()
+            jobs = runner.resume(connection)
+        except errors.RunComfyError as error:
+            log.warning("unfinished jobs were not picked up: %s", error)
+            return
+        if jobs:
+            log.info("picked up %d unfinished job(s), their clips will be saved", len(jobs))
+
+    threading.Thread(target=collect, name="runcomfy-pick-up", daemon=True).start()
 
 
 def show(node_id: str, text: str) -> None:
@@ -202,11 +251,15 @@ def _connect() -> tuple[JobRunner, Connection]:
 
 def _runner(ledger_url: str | None) -> JobRunner:
     """The one runner of a ledger in this process."""
-    url = ledger_url or f"sqlite:///{(system_folder() / LEDGER_NAME).as_posix()}"
+    url = ledger_url or f"sqlite:///{_ledger_path().as_posix()}"
     with _Shared.lock:
         if url not in _Shared.runners:
             _Shared.runners[url] = JobRunner(Ledger(url), OutputPlaces())
         return _Shared.runners[url]
+
+
+def _ledger_path() -> Path:
+    return system_folder() / LEDGER_NAME
 
 
 def _rehearsal_server() -> RehearsalServer:

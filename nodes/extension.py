@@ -16,4 +16,7 @@ class RunComfyKlingExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> ComfyExtension:
     """ComfyUI calls this once, when it loads the pack."""
+    from . import comfy_bridge
+
+    comfy_bridge.collect_unfinished()
     return RunComfyKlingExtension()

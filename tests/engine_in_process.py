@@ -73,6 +73,8 @@ class Engine:
         args.database_url = "sqlite:///:memory:"
 
         importlib.import_module("pack.dev.comfyui").prepare_base(base)
+        # Before `execution`: that puts comfy/ first on sys.path, where a utils.py would be taken.
+        importlib.import_module("utils.install_util")
         self.execution = importlib.import_module("execution")
         self.nodes = importlib.import_module("nodes")
         self.server = importlib.import_module("server").PromptServer(asyncio.new_event_loop())

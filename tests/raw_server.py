@@ -5,7 +5,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Script = Callable[[socket.socket], None]
@@ -69,15 +69,37 @@ def read_request(conn: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-def answer(status: int, body: Any = b"", **headers: str) -> Script:
-    """Read the request and answer it; a dict or list body goes as JSON."""
+def reply(status: int, body: Any = b"", **headers: str) -> bytes:
+    """The bytes of a whole answer; a dict or list body goes as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
+
+
+def answer(status: int, body: Any = b"", **headers: str) -> Script:
+    """Read the request and answer it as ``reply`` says."""
 
     def script(conn: socket.socket) -> None:
         read_request(conn)
-        conn.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+        conn.sendall(reply(status, body, **headers))
+
+    return script
+
+
+def routed(routes: Mapping[str, Sequence[bytes]]) -> Script:
+    """Answer by the last part of the path, each with its replies in order, the last one for good.
+
+    ``{origin}`` in a reply is the server's own, in as many bytes.
+    """
+    asked = dict.fromkeys(routes, 0)
+
+    def script(conn: socket.socket) -> None:
+        path = read_request(conn).decode().split(" ")[1].partition("?")[0]
+        name = path.rpartition("/")[2]
+        replies = routes[name]
+        conn.sendall(replies[min(asked[name], len(replies) - 1)])
+        asked[name] += 1
 
     return script
 

@@ -32,8 +32,10 @@ def run_demo(base: Path, engine_dir: Path, **settings: str) -> subprocess.Comple
 
 @pytest.mark.timeout(240)
 def test_demo_rehearses_and_prints_what_it_made(tmp_path: Path, engine_dir: Path) -> None:
-    """Also with a token in the environment: without LIVE=1 nothing can be paid."""
-    done = run_demo(tmp_path, engine_dir, RUNCOMFY_API_TOKEN=CANARY_TOKEN)
+    """With a token in the environment: without LIVE=1 nothing can be paid. And behind a proxy,
+    which could not reach this machine."""
+    proxies = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
+    done = run_demo(tmp_path, engine_dir, RUNCOMFY_API_TOKEN=CANARY_TOKEN, **proxies)
     assert done.returncode == 0, done.stderr
     clip = tmp_path / "output" / "video" / "runcomfy-kling_00001_.mp4"
     assert clip.is_file()
@@ -42,6 +44,42 @@ def test_demo_rehearses_and_prints_what_it_made(tmp_path: Path, engine_dir: Path
     assert "h264 + aac" in done.stdout
     assert "rehearsal, $0" in done.stdout
     assert CANARY_TOKEN not in done.stdout + done.stderr + (tmp_path / "comfyui.log").read_text()
+
+
+WORDS = ("1", "true", "YES", " on ", "", "0", "False", "no", "off", "2", "flase", "live")
+ASK_LIVE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import demo
+for word in sys.argv[2:]:
+    os.environ["LIVE"] = word
+    try:
+        print(demo.is_live())
+    except demo.DemoFailed as error:
+        print(error)
+"""
+
+
+def test_only_a_clear_yes_is_a_paid_run() -> None:
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK_LIVE, str(ROOT / "dev"), *WORDS],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    said = asked.stdout.splitlines()
+    assert said[:4] == ["True"] * 4
+    assert said[4:9] == ["False"] * 5
+    assert all("Set it to 1 for a real, paid run" in line for line in said[9:])
+    assert len(said) == len(WORDS), asked.stderr
+
+
+def test_an_unclear_live_ends_the_demo_before_it_starts(tmp_path: Path, engine_dir: Path) -> None:
+    done = run_demo(tmp_path, engine_dir, LIVE="maybe", RUNCOMFY_API_TOKEN=CANARY_TOKEN)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "LIVE is 'maybe'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_live_demo_without_a_token_says_where_to_put_one(tmp_path: Path, engine_dir: Path) -> None:

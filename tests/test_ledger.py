@@ -2,11 +2,15 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from pack.nodes.core import owner
 from pack.nodes.core.errors import LedgerError, TransitionRefused
 from pack.nodes.core.ledger import Ledger, NewJob
 from pack.nodes.core.states import JobState
@@ -102,6 +106,26 @@ def test_a_submit_that_must_be_over_is_unknown_by_the_databases_clock(ledger):
     assert found.state == JobState.UNKNOWN
     assert [state for state, _ in ledger.times(row.id)] == [JobState.SUBMITTING, JobState.UNKNOWN]
     assert claim(ledger) == (found, False)
+
+
+def test_a_submit_whose_sender_died_is_unknown_at_once(ledger):
+    child = subprocess.run(
+        [sys.executable, "-c", "import owner; print(owner.me())"],
+        cwd=Path(owner.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    row, _ = claim(ledger)
+    ledger.set(row.id, owner=child.stdout.strip())
+    assert ledger.find(NEW.identity).state == JobState.UNKNOWN
+
+
+@pytest.mark.parametrize("sender", ["elsewhere 1 1.00", "nonsense"])
+def test_a_sender_elsewhere_is_not_taken_for_dead(ledger, sender):
+    row, _ = claim(ledger)
+    ledger.set(row.id, owner=sender)
+    assert ledger.find(NEW.identity).state == JobState.SUBMITTING
 
 
 def test_a_renewed_submit_is_not_over(ledger):

@@ -2,9 +2,12 @@
 
 Imports point down only; siblings never import each other:
 
-    jobs                                      one paid job from images to the file on disk
-      client   uploaders/   media/            RunComfy's calls; bytes -> URL; pixels <-> files
-        kling   transport                     the model's fields and limits; HTTP
-          answers   settings                  what replies say; token and settings
-            errors                            imports nothing of ours
+    jobs                                  each request sent once, on threads of its own
+      collect   stop                      RunComfy's result to a file; calling a job off
+        job                               one job as others see it
+          client  download  uploaders/  media/  ledger
+            identity  ledger_schema       what makes two requests the same; the tables
+              kling   transport           the model's fields and limits; HTTP
+                answers  settings  submit_body
+                  errors  states          import nothing of ours
 """

@@ -231,7 +231,7 @@ def pause_s(poll_s: float, elapsed_s: float, queued: bool) -> float:
     """
     if queued:
         return min(max(poll_s, elapsed_s / 6), 5 * poll_s)
-    if elapsed_s < 10 * poll_s:
+    if elapsed_s < 5 * poll_s:
         return poll_s
     return poll_s * (5 / 3 if elapsed_s < 100 * poll_s else 10 / 3)
 

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from . import errors
-from .client import CancelOutcome, RunComfyClient
+from . import errors, stop
+from .client import RunComfyClient
 from .collect import Collector, Places, expired
 from .identity import Identity, identify
 from .job import Clip, Connection, Job, Order
@@ -30,8 +31,6 @@ from .transport import Transport
 
 log = logging.getLogger("runcomfy")
 
-CANCEL_ATTEMPTS = 10
-CANCEL_PAUSE_S = 1.0
 SUBMIT_ATTEMPTS = 4  # only of submits that surely did not arrive, or were refused for the rate
 LOOK_S = 1.0  # how often to look whether another process has sent the job
 REUSED = "Reused, $0: this very request was made before. Change the seed for a new take."
@@ -66,8 +65,25 @@ class JobRunner:
     def start(self, order: Order, connection: Connection) -> Job:
         """Start a job on a daemon thread of its own."""
         job = Job(order.request.price_usd(), connection, self._clock)
+        return self._begin(job, lambda: self._make(job, order))
+
+    def resume(self, connection: Connection) -> list[Job]:
+        """Go on with every job of this account that RunComfy has and nobody here watches.
+
+        Nothing is sent. The clips get the names that their graphs asked for.
+        """
+        transport, resumed = connection.transport, []
+        for row in self._ledger.unfinished(transport.origin):
+            with self._lock:
+                watched = row.id in self._live
+            if row.account == transport.account and not watched:
+                job = Job(row.price_usd, connection, self._clock)
+                resumed.append(self._begin(job, partial(self._attach, job, row)))
+        return resumed
+
+    def _begin(self, job: Job, make: Callable[[], Clip]) -> Job:
         threading.Thread(
-            target=self._run, args=(job, order), name="runcomfy-job", daemon=True
+            target=self._run, args=(job, make), name="runcomfy-job", daemon=True
         ).start()
         return job
 
@@ -78,14 +94,16 @@ class JobRunner:
             A future with the sentence that says what became of the job and of its price. It may
             take ``CANCEL_S`` seconds, longer while the submit is still under way.
         """
-        said: Future[str] = Future()
         for one in (job, job.follows):
             if one is not None:
                 one.stop_requested.set()
                 one.wake.set()
-        threading.Thread(
-            target=self._call_off, args=(job, said), name="runcomfy-stop", daemon=True
-        ).start()
+        said: Future[str] = Future()
+
+        def call_off() -> None:
+            said.set_result(stop.call_off(job, clock=self._clock, wait=self._wait))
+
+        threading.Thread(target=call_off, name="runcomfy-stop", daemon=True).start()
         return said
 
     def collected(self, clip: Clip) -> None:
@@ -95,48 +113,10 @@ class JobRunner:
         except errors.LedgerError as error:
             log.warning("%s", error)
 
-    def _call_off(self, job: Job, said: "Future[str]") -> None:
-        while not job.ended and job.progress.state in (JobState.PREPARING, JobState.SUBMITTING):
-            self._wait(threading.Event(), 0.05)
-        if job.ended:
-            said.set_result(_ended_text(job))
-        elif job.progress.state == JobState.DOWNLOADING:
-            said.set_result(f"Stopped. The clip was already made ({job.price_text}), it is saved.")
-        else:
-            said.set_result(self._cancel(job))
-
-    def _cancel(self, job: Job) -> str:
-        collecting = "Its clip will be saved to the output folder when it is ready."
-        client = RunComfyClient(job.connection.transport, clock=self._clock)
-        outcome = CancelOutcome.UNCLEAR
-        for attempt in range(CANCEL_ATTEMPTS):
-            if attempt:
-                self._wait(threading.Event(), CANCEL_PAUSE_S)
-            try:
-                outcome = client.cancel(str(job.progress.request_id))
-                break
-            except errors.NetworkError as error:  # a cancel may be asked for again: it is free
-                log.warning("cancel brought no answer: %s", error)
-            except errors.RunComfyError as error:
-                log.warning("cancel was refused: %s", error)
-                break
-        (job.follows or job).wake.set()
-        if outcome == CancelOutcome.CANCELLED:
-            return "Stopped. The job was still queued at RunComfy and is cancelled: no charge."
-        if outcome == CancelOutcome.NOT_CANCELLABLE:
-            return (
-                "Stopped. Kling was already rendering: that cannot be cancelled and is charged, "
-                f"{job.price_text}. {collecting}"
-            )
-        return (
-            "Stopped, but RunComfy did not say whether the job is cancelled; it may be charged, "
-            f"{job.price_text}. {collecting}"
-        )
-
-    def _run(self, job: Job, order: Order) -> None:
+    def _run(self, job: Job, make: Callable[[], Clip]) -> None:
         outcome: Clip | errors.RunComfyError
         try:
-            outcome = self._make(job, order)
+            outcome = make()
         except errors.RunComfyError as error:
             outcome = error
         except BaseException as error:  # a thread that dies silently would strand its waiters
@@ -310,18 +290,6 @@ class JobRunner:
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
-
-
-def _ended_text(job: Job) -> str:
-    """What to say when a job is stopped that had just ended by itself."""
-    outcome = job.outcome
-    if isinstance(outcome, Clip):
-        return f"Stopped. The clip was already made ({job.price_text}) and saved: {outcome.path}"
-    if isinstance(outcome, errors.SubmitUnknown):
-        return f"Stopped. The job may have reached RunComfy and may be charged, {job.price_text}."
-    if job.progress.request_id is None:
-        return "Stopped before the job was sent. Nothing is charged."
-    return f"Stopped. The job had already ended: {outcome}"
 
 
 def _last_state(job: Job, outcome: Clip | errors.RunComfyError) -> JobState:

@@ -3,7 +3,7 @@
 A row is found by its identity: everything that makes the request what it is. The ledger's one lock
 is a unique index on the identity over all rows that are not failed or cancelled: inserting a
 ``submitting`` row *is* the claim to send the job, and whoever loses the race attaches to the row
-that won. A ``submitting`` row whose POST must be over is ``unknown``: its sender died, and nobody
+that won. A ``submitting`` row whose sender died, or whose POST must be over, is ``unknown``: nobody
 can tell whether the job arrived.
 
 SQLite by default, PostgreSQL where several machines share one; times are seconds since 1970 by the
@@ -19,6 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from . import owner
 from .errors import LedgerError, TransitionRefused
 from .identity import canonical
 from .ledger_schema import CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
@@ -84,6 +85,7 @@ class Row:
     state: JobState
     origin: str
     account: str
+    owner: str
     model_id: str
     request_id: str | None
     payload: Mapping[str, Any]
@@ -158,6 +160,7 @@ class Ledger:
             inserted = conn.execute(
                 sa.insert(jobs).values(
                     state=JobState.SUBMITTING.value,
+                    owner=owner.me(),
                     created_at=NOW,
                     changed_at=NOW,
                     post_over_at=NOW + post_limit_s + POST_MARGIN_S,
@@ -289,9 +292,13 @@ class Ledger:
 
 
 def _age(conn: sa.Connection) -> None:
-    """Submits that must be over and never said how they ended are unknown from now on."""
-    over = (jobs.c.state == JobState.SUBMITTING.value) & (jobs.c.post_over_at < NOW)
-    for (row_id,) in conn.execute(sa.select(jobs.c.id).where(over)).all():
+    """Submits that must be over, or whose sender died, are unknown from now on."""
+    query = sa.select(jobs.c.id, jobs.c.owner, (jobs.c.post_over_at < NOW).label("is_over"))
+    for row_id, sender, is_over in conn.execute(
+        query.where(jobs.c.state == JobState.SUBMITTING.value)
+    ).all():
+        if not (is_over or owner.is_dead(sender)):
+            continue
         conn.execute(
             sa.update(jobs)
             .where(jobs.c.id == row_id)

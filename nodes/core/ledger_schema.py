@@ -51,6 +51,7 @@ jobs = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
     sa.Column("model_id", sa.Text, nullable=False),
     sa.Column("request_id", sa.Text),
     sa.Column("payload", sa.Text, nullable=False),
