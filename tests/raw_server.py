@@ -87,19 +87,22 @@ def answer(status: int, body: Any = b"", **headers: str) -> Script:
     return script
 
 
-def routed(routes: Mapping[str, Sequence[bytes]]) -> Script:
-    """Answer by the last part of the path, each with its replies in order, the last one for good.
+def routed(routes: Mapping[str, Sequence[bytes | Script]]) -> Script:
+    """Answer by the path's last part: its replies in order, the last one again and again.
 
-    ``{origin}`` in a reply is the server's own, in as many bytes.
+    A reply that is a script gets the connection once the request is read.
     """
     asked = dict.fromkeys(routes, 0)
 
     def script(conn: socket.socket) -> None:
-        path = read_request(conn).decode().split(" ")[1].partition("?")[0]
-        name = path.rpartition("/")[2]
+        name = read_request(conn).split(b" ")[1].decode().partition("?")[0].rpartition("/")[2]
         replies = routes[name]
-        conn.sendall(replies[min(asked[name], len(replies) - 1)])
+        one = replies[min(asked[name], len(replies) - 1)]
         asked[name] += 1
+        if isinstance(one, bytes):
+            conn.sendall(one)
+        else:
+            one(conn)
 
     return script
 

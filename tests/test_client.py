@@ -6,7 +6,7 @@ import pytest
 from pack.nodes.core import client, errors
 from pack.nodes.core.client import CancelOutcome, RunComfyClient, State, pause_s
 from pack.nodes.core.transport import Transport
-from raw_server import RawServer, answer
+from raw_server import RawServer, answer, reply, routed
 
 CLIP = "https://files.runcomfy.net/a.mp4"
 DONE = answer(200, {"status": "succeeded", "output": {"video": CLIP}})
@@ -147,6 +147,43 @@ def test_watching_shows_the_queue_then_asks_the_authority():
     assert statuses[-1].video_urls == (CLIP,)
 
 
+QUEUED = reply(200, {"status": "in_queue", "queue_position": 2})
+
+
+def test_the_authority_is_asked_even_while_the_queue_does_not_end():
+    done = reply(200, {"status": "succeeded", "output": {"video": CLIP}})
+    statuses, clock = watch(routed({"status": [QUEUED], "result": [done]}))
+    assert statuses[-1].video_urls == (CLIP,)
+    assert clock.now < 60
+
+
+def test_the_queue_position_stays_when_the_authority_does_not_tell_it():
+    failed = [reply(200, {"status": "in_queue"}), reply(200, {"status": "failed"})]
+    statuses, _ = watch(routed({"status": [QUEUED], "result": failed}))
+    assert len(statuses) == 10
+    assert {status.queue_position for status in statuses[:-1]} == {2}
+
+
+def test_the_rhythm_of_polls_begins_anew_when_the_job_runs():
+    queue = [QUEUED] * 25 + [reply(200, {"status": "in_progress"})]
+    running = reply(200, {"status": "in_progress"})
+    results = (
+        [reply(200, {"status": "in_queue"})] * 5
+        + [running] * 3
+        + [reply(200, {"status": "failed"})]
+    )
+    statuses, clock = watch(routed({"status": queue, "result": results}), timeout_s=9999)
+    ran = [status.state for status in statuses].index(State.IN_PROGRESS)
+    assert max(clock.waits[:ran]) > 10
+    assert clock.waits[ran:] == [3.0, 3.0, 3.0]
+
+
+def test_odd_answers_count_in_a_row_only():
+    odd = [answer(200, {"status": "paused"})] * (client.MAX_ODD_ANSWERS - 1)
+    statuses, _ = watch(RUNNING, RUNNING, *odd, RUNNING, *odd, DONE)
+    assert statuses[-1].state == State.COMPLETED
+
+
 def test_a_failed_job_that_reads_completed_on_status_is_failed():
     statuses, _ = watch(
         answer(200, {"status": "completed"}),
@@ -189,6 +226,13 @@ def test_the_servers_words_are_shown_without_the_token():
     ) as server:
         status = RunComfyClient(Transport(server.origin, "canary-token")).result("r-1")
     assert (status.said, status.error) == ("Bearer [token]", "[token]")
+
+
+def test_the_catalogs_words_are_shown_without_the_token():
+    body = {"base_price_usd": 1, "pricing_note": "for canary-token"}
+    with RawServer(answer(200, body)) as server:
+        price = RunComfyClient(Transport(server.origin, "canary-token")).price("kling/x")
+    assert price.note == "for [token]"
 
 
 def test_an_unknown_request_is_taken_for_new_at_first_only():

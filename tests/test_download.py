@@ -1,5 +1,6 @@
 """Result files to disk: resumed, capped, never taken for whole when they are not."""
 
+import os
 import time
 
 import pytest
@@ -161,6 +162,34 @@ def test_too_large_a_file_is_refused_before_it_fills_the_disk(tmp_path, monkeypa
     with pytest.raises(errors.MediaError, match="larger than"):
         fetch(tmp_path, answer(200, DATA))
     assert not (tmp_path / "clip.part").exists()
+
+
+def test_too_large_a_file_that_does_not_say_its_size_is_broken_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CLIP_BYTES", 50000)
+
+    def chunked(conn):
+        read_request(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for start in range(0, len(DATA), 4096):
+            piece = DATA[start : start + 4096]
+            conn.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        conn.sendall(b"0\r\n\r\n")
+
+    with pytest.raises(errors.MediaError, match="larger than"):
+        fetch(tmp_path, chunked)
+    assert (tmp_path / "clip.part").stat().st_size <= 50000
+
+
+def test_a_file_is_synced_to_disk_when_it_is_whole(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(file):
+        synced.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    fetch(tmp_path, cut_after(300_000), rest([]))
+    assert synced == [((tmp_path / "clip.part").stat().st_ino, len(DATA))]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pack.nodes.core.errors import InputError
 from pack.nodes.core.media import images
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 LIMIT = 6 << 20
 
@@ -64,6 +64,46 @@ def test_alpha_is_flattened_on_white_and_said():
 def test_opaque_alpha_changes_nothing_and_is_not_mentioned():
     image = torch.ones((300, 300, 4))
     assert encode(image).notes == ()
+
+
+def test_alpha_above_one_counts_as_opaque():
+    image = torch.full((300, 300, 4), 0.5)
+    image[0, 0, 3], image[1, 1, 3] = 2.0, 0.0
+    pixels, _ = images.to_pixels(image)
+    assert pixels[0, 0].tolist() == [128, 128, 128]
+    assert pixels[1, 1].tolist() == [255, 255, 255]
+
+
+def test_a_png_that_just_fits_is_sent_as_png():
+    image = noise(600, 400)
+    size = len(encode(image).data)
+    assert encode(image, size).content_type == "image/png"
+    assert encode(image, size - 1).content_type == "image/jpeg"
+
+
+def test_a_picture_far_too_large_is_not_encoded_as_png_just_to_be_thrown_away(monkeypatch):
+    heights, png = [], images._png
+
+    def noted(pixels):
+        heights.append(len(pixels))
+        return png(pixels)
+
+    monkeypatch.setattr(images, "_png", noted)
+    assert encode(noise(900, 600), 400_000).content_type == "image/jpeg"
+    assert max(heights) < 100
+
+
+@pytest.mark.parametrize("quality", [95, 90, 85, 80, 75])
+def test_the_best_jpeg_that_fits_is_sent_with_fine_colours_while_it_is_good(quality):
+    image = noise(400, 400)
+    pixels = Image.fromarray(images.check(image, "x").pixels)
+    subsampling = 0 if quality >= 90 else 2
+    file = io.BytesIO()
+    pixels.save(file, "JPEG", quality=quality, subsampling=subsampling)
+    encoded = encode(image, len(file.getvalue()))
+    assert f"sent as JPEG quality {quality}, " in encoded.notes[0]
+    sent = Image.open(io.BytesIO(encoded.data))
+    assert JpegImagePlugin.get_sampling(sent) == subsampling
 
 
 def test_a_picture_too_large_as_png_is_sent_as_jpeg_and_said():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pack.nodes.core import errors
 from pack.nodes.core.job import Connection, Order
-from pack.nodes.core.jobs import JobRunner
+from pack.nodes.core.jobs import SUBMIT_ATTEMPTS, JobRunner
 from pack.nodes.core.kling import KlingRequest
 from pack.nodes.core.ledger import Ledger
 from pack.nodes.core.media import images
@@ -19,7 +20,7 @@ from pack.nodes.core.states import JobState
 from pack.nodes.core.transport import Transport
 from pack.nodes.core.uploaders.inline import InlineUploader
 from pack.nodes.rehearsal import Fault, FaultKind
-from raw_server import RawServer, answer, read_request
+from raw_server import RawServer, answer, read_request, reply, reset, routed
 from test_video import make_clip
 
 REQUEST = KlingRequest("a cup of coffee, steam rising", duration_s=3, generate_audio=False)
@@ -226,10 +227,10 @@ def test_a_name_that_was_written_down_but_went_to_another_clip_is_not_taken(runn
     first = run(runner, rehearsal)
     (row,) = runner._ledger.newest(9)
     runner._ledger.advance(row.id, JobState.DOWNLOADING)
-    first.path.write_bytes(b"another clip")
+    another = make_clip(first.path).read_bytes()
     second = run(runner, rehearsal)
     assert second.path != first.path
-    assert first.path.read_bytes() == b"another clip"
+    assert first.path.read_bytes() == another
 
 
 def test_a_file_that_was_deleted_is_fetched_again(runner, rehearsal):
@@ -309,7 +310,7 @@ def test_a_ledger_that_fails_after_the_post_does_not_lose_the_clip(
     clip = run(runner, rehearsal)
     assert clip.path.exists()
     assert f"request {clip.request_id} goes on, but is not in the ledger" in caplog.text
-    assert states(runner)[-1] == "completed"
+    assert states(runner) == ["submitting", "in_queue", "in_progress", "downloading", "completed"]
     assert row_of(runner, rehearsal).request_id == clip.request_id
 
 
@@ -364,6 +365,66 @@ def test_a_refusal_for_the_rate_is_sent_again_later(tmp_path):
             runner.start(make_order(), connection).waiter().result(10)
     assert waits[:2] == [2.0, 4.0]
     assert server.connections >= 4
+
+
+def attempt(tmp_path, server, order=None, **values):
+    """The waits of a job that is sent to this server, and what came of it."""
+    waits = []
+    runner = make_runner(tmp_path, wait=lambda event, seconds: waits.append(seconds))
+    connection = Connection(Transport(server.origin, "t"), InlineUploader(), poll_s=1, timeout_s=0)
+    job = runner.start(order or make_order(), connection)
+    return waits, job.waiter().exception(30)
+
+
+def test_a_refusal_for_the_rate_is_sent_again_when_the_server_says_and_is_not_over_before(tmp_path):
+    over_at = []
+
+    def look(conn):
+        read_request(conn)
+        (row,) = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").newest(1)
+        over_at.append(row.post_over_at)
+        refused = reply(429, {"message": "slow"}, Retry_After="20")
+        conn.sendall(refused if len(over_at) == 1 else reply(200, {"request_id": "r-1"}))
+
+    with RawServer(look, look, answer(200, {"status": "in_queue"})) as server:
+        waits, error = attempt(tmp_path, server)
+    assert isinstance(error, errors.JobTimeout)
+    assert waits[0] == 20
+    assert over_at[1] - over_at[0] >= 20
+
+
+def test_no_balance_is_not_tried_again(tmp_path):
+    with RawServer(answer(402, {"message": "no money"})) as server:
+        waits, error = attempt(tmp_path, server)
+    assert isinstance(error, errors.PaymentError)
+    assert (server.connections, waits) == (1, [])
+
+
+def reset_in_the_body(conn):
+    conn.recv(4096)
+    reset(conn)
+
+
+def large_order():
+    """Its submit is more than any socket buffer takes in one go."""
+    request = replace(REQUEST, prompt="x" * (12 << 20))
+    return make_order(None, request=request, start_image_url="https://example.org/a.png")
+
+
+def test_a_job_that_never_left_is_sent_again(tmp_path):
+    accepted = answer(200, {"request_id": "r-1"})
+    scripts = [reset_in_the_body, reset_in_the_body, accepted, answer(200, {"status": "in_queue"})]
+    with RawServer(*scripts) as server:
+        waits, error = attempt(tmp_path, server, large_order())
+    assert isinstance(error, errors.JobTimeout) and error.request_id == "r-1"
+    assert waits == [2.0, 4.0]
+
+
+def test_a_job_that_never_leaves_is_given_up_after_some_attempts(tmp_path):
+    with RawServer(reset_in_the_body) as server:
+        _, error = attempt(tmp_path, server, large_order())
+    assert isinstance(error, errors.NeverLeft)
+    assert server.connections == SUBMIT_ATTEMPTS
 
 
 # -- waiting and stopping
@@ -446,6 +507,7 @@ def test_stop_after_a_lost_reply_does_not_say_that_nothing_is_charged(runner, re
     rehearsal.plan(Fault(FaultKind.LOST_REPLY))
     job = runner.start(make_order(), connect(rehearsal))
     until(lambda: job.ended)
+    assert job.progress.state == JobState.UNKNOWN
     assert "may be charged, about $0.25" in runner.stop(job).result(10)
 
 
@@ -527,6 +589,131 @@ def test_a_dead_link_is_asked_for_again_by_id(tmp_path):
     server.close()
 
 
+def made_clip(tmp_path, frames=72):
+    return make_clip(tmp_path / "made.clip", frames=frames).read_bytes()
+
+
+def accepted(tmp_path, server, *, request_id="r-1", clip, result=(b"",), cost=None):
+    """A runner, and its job that this server takes and has ready at once.
+
+    ``clip`` are the replies at the clip's address, ``result`` those of later calls for the result.
+    """
+    body = {"status": "succeeded", "output": {"video": f"{server.origin}/clip"}, "cost": cost}
+    done = reply(200, body)
+    routes = {
+        "image-to-video": [reply(200, {"request_id": request_id})],
+        "status": [reply(200, {"status": "completed"})],
+        "result": [done, *(one or done for one in result)],
+        "clip": clip,
+    }
+    server.scripts.append(routed(routes))
+    connection = Connection(Transport(server.origin, "t"), InlineUploader(), poll_s=1, timeout_s=9)
+    runner = make_runner(tmp_path)
+    return runner, runner.start(make_order(), connection)
+
+
+def test_a_page_in_the_place_of_the_clip_is_fetched_again(tmp_path):
+    replies = [reply(200, b"<html>one moment</html>"), reply(200, made_clip(tmp_path))]
+    with RawServer() as server:
+        _, job = accepted(tmp_path, server, clip=replies, cost=0.25)
+        clip = job.waiter().result(30)
+    assert clip.info.duration_s == pytest.approx(3, abs=0.1)
+    assert clip.notes == ()
+
+
+def test_a_clip_of_another_length_is_said(tmp_path):
+    with RawServer() as server:
+        _, job = accepted(tmp_path, server, clip=[reply(200, made_clip(tmp_path, 48))])
+        assert job.waiter().result(30).notes == ("The clip lasts 2.0 s; 3 s were asked for.",)
+
+
+@pytest.mark.parametrize(
+    ("late", "cost_usd"),
+    [
+        (reply(200, {"status": "succeeded", "cost": 0.25}), 0.25),
+        (reply(502, b"<html>gateway</html>"), None),
+        (reply(404, {"error_code": 404001, "error_message": "gone"}), None),
+    ],
+)
+def test_a_cost_that_is_told_late_is_written_and_one_that_is_not_told_harms_nothing(
+    tmp_path, late, cost_usd
+):
+    with RawServer() as server:
+        runner, job = accepted(
+            tmp_path, server, clip=[reply(200, made_clip(tmp_path))], result=[late]
+        )
+        clip = job.waiter().result(30)
+    assert clip.path.exists()
+    (row,) = runner._ledger.newest(9)
+    assert (row.state, row.cost_usd, clip.cost_usd) == (JobState.COMPLETED, cost_usd, cost_usd)
+
+
+def test_the_connection_is_closed_when_the_job_has_ended(tmp_path):
+    closed = []
+
+    def keep_alive(conn):
+        for status in ("completed", "failed"):
+            read_request(conn)
+            conn.sendall(reply(200, {"status": status}).replace(b"Connection: close\r\n", b""))
+        closed.append(conn.recv(1) == b"")
+
+    _, job, server = scripted(tmp_path, keep_alive)
+    assert isinstance(job.waiter().exception(10), errors.JobFailed)
+    until(lambda: closed, 4)
+    server.close()
+
+
+def halfway(data, meanwhile):
+    """Sends half a clip, and the rest after ``meanwhile``."""
+
+    def script(conn):
+        whole = reply(200, data)
+        conn.sendall(whole[: len(whole) // 2])
+        meanwhile()
+        conn.sendall(whole[len(whole) // 2 :])
+
+    return script
+
+
+def test_stop_while_downloading_says_that_the_clip_is_made_and_saves_it(tmp_path):
+    go_on = threading.Event()
+    with RawServer() as server:
+        clip = halfway(made_clip(tmp_path), lambda: go_on.wait(10))
+        runner, job = accepted(tmp_path, server, clip=[clip])
+        until(lambda: job.progress.bytes_done)
+        said = runner.stop(job).result(4)
+        go_on.set()
+        assert said == "Stopped. The clip was already made (about $0.25), it is saved."
+        assert job.waiter().result(10).path.exists()
+
+
+def test_an_odd_request_id_makes_a_plain_file_name(tmp_path):
+    names, request_id = [], "a:b.c" + "d" * 100
+
+    def look():
+        until(lambda: list(tmp_path.glob(".runcomfy-*")))
+        names.extend(path.name for path in tmp_path.glob(".runcomfy-*"))
+
+    with RawServer() as server:
+        clip = halfway(made_clip(tmp_path), look)
+        _, job = accepted(tmp_path, server, clip=[clip], request_id=request_id)
+        assert job.waiter().result(30).request_id == request_id
+    assert [re.sub("[0-9a-f]{8}", "?", name) for name in names] == [
+        f".runcomfy-{('a_b_c' + 'd' * 100)[:64]}.?.part"
+    ]
+
+
+def test_leftovers_of_dead_processes_are_removed_once_they_are_an_hour_old(tmp_path):
+    old, young = tmp_path / ".runcomfy-r-1.aaaa.part", tmp_path / ".runcomfy-r-1.bbbb.part"
+    for path, age_s in ((old, 3700), (young, 3500)):
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age_s,) * 2)
+    with RawServer() as server:
+        _, job = accepted(tmp_path, server, clip=[reply(200, made_clip(tmp_path))])
+        job.waiter().result(30)
+    assert list(tmp_path.glob(".runcomfy-*")) == [young]
+
+
 def test_stop_while_rendering_says_the_charge_and_collects(runner, rehearsal):
     rehearsal.plan(queue_s=0, run_s=2)
     job = runner.start(make_order(), connect(rehearsal))
@@ -552,12 +739,15 @@ def test_stop_before_the_submit_sends_nothing(runner, rehearsal, monkeypatch):
     assert rehearsal.submissions == []
 
 
-def test_an_unexpected_fault_reaches_the_waiter_with_the_id(runner, rehearsal, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+def test_an_unexpected_fault_reaches_the_waiter_with_the_id(runner, rehearsal, monkeypatch, kind):
     def broken(*_):
-        raise RuntimeError("surprise")
+        raise kind("surprise")
 
     monkeypatch.setattr(Folder, "candidate", broken)
-    with pytest.raises(errors.RunComfyError, match="Unexpected RuntimeError: surprise") as caught:
+    with pytest.raises(
+        errors.RunComfyError, match=f"Unexpected {kind.__name__}: surprise"
+    ) as caught:
         run(runner, rehearsal)
     assert caught.value.request_id == rehearsal.submissions[0].request_id
     monkeypatch.undo()
@@ -593,6 +783,19 @@ def test_a_name_that_was_taken_meanwhile_is_not_overwritten(runner, rehearsal, m
     clip = run(runner, rehearsal)
     assert clip.path != taken[0]
     assert taken[0].read_bytes() == b"somebody else's"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX only")
+def test_the_clip_and_its_name_are_synced_to_disk(runner, rehearsal, monkeypatch, tmp_path):
+    synced, fsync = [], os.fsync
+
+    def noted(file):
+        synced.append(os.fstat(file).st_ino)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    clip = run(runner, rehearsal)
+    assert synced.index(clip.path.stat().st_ino) < synced.index(tmp_path.stat().st_ino)
 
 
 def test_a_disk_without_hard_links_will_do(runner, rehearsal, monkeypatch, tmp_path):

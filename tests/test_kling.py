@@ -113,14 +113,19 @@ def test_unknown_values_are_not_faults_yet():
 
 
 @pytest.mark.parametrize(
-    ("model", "audio", "price"),
+    ("model", "silent", "audio"),
     [
-        ("kling-3.0/standard", True, 1.26),
-        ("kling-3.0/standard", False, 0.84),
-        ("kling-3.0/pro", True, 1.68),
-        ("kling-3.0/4k", False, 4.2),
+        ("kling-3.0/standard", 0.84, 1.26),
+        ("kling-3.0/pro", 1.12, 1.68),
+        ("kling-3.0/4k", 4.2, 4.2),
     ],
 )
-def test_price_of_ten_seconds(model, audio, price):
-    request = KlingRequest("x", model, generate_audio=audio)
-    assert request.price_usd() == pytest.approx(price)
+def test_every_model_has_its_id_and_its_price_of_ten_seconds(model, silent, audio):
+    request = KlingRequest("x", model, generate_audio=False)
+    assert request.model_id == f"kling/{model}/image-to-video"
+    assert request.price_usd() == pytest.approx(silent)
+    assert KlingRequest("x", model, generate_audio=True).price_usd() == pytest.approx(audio)
+
+
+def test_these_are_all_models():
+    assert list(kling.MODELS) == ["kling-3.0/standard", "kling-3.0/pro", "kling-3.0/4k"]

@@ -36,10 +36,11 @@ def test_environment_comes_before_the_file(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_a_file_others_can_read_is_closed_to_them(tmp_path):
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+def test_a_file_others_can_read_is_closed_to_them(tmp_path, mode):
     write(tmp_path, api_token="t")
     path = tmp_path / "settings.json"
-    path.chmod(0o644)
+    path.chmod(mode)
     settings.load(tmp_path, {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

@@ -2,11 +2,13 @@
 
 import socket
 import time
+import traceback
 
 import pytest
 from pack.nodes.core import errors, transport
+from pack.nodes.core.submit_body import SubmitBody
 from pack.nodes.core.transport import Transport
-from raw_server import RawServer, answer, read_request, reset
+from raw_server import RawServer, answer, read_request, reply, reset
 
 TOKEN = "secret-canary"
 PATH = "/v1/models/kling/kling-3.0/standard/image-to-video"
@@ -36,6 +38,7 @@ def test_submit_carries_the_token_the_length_and_the_whole_body():
     head, _, body = seen[0].partition(b"\r\n\r\n")
     assert head.startswith(f"POST {PATH} HTTP/1.1".encode())
     assert b"Authorization: Bearer secret-canary" in head
+    assert b"Connection: close" in head
     assert b"chunked" not in head.lower()
     assert body == b'{"prompt": "' + b"x" * 40000 + b'"}'
 
@@ -50,7 +53,11 @@ def test_submit_carries_the_token_the_length_and_the_whole_body():
         (400, {"error_code": 400004, "error_message": "bad"}, errors.AuthError, "profile page"),
         (402, {"error_message": "no money"}, errors.PaymentError, "Add balance"),
         (400, {"error_code": 400002, "error_message": "x"}, errors.PaymentError, "Add balance"),
+        (403, {"error_message": "not yours"}, errors.AuthError, "Is the token of the account"),
+        (400, {"error_code": 403001, "error_message": "x"}, errors.AuthError, "Is the token"),
         (404, {"error_code": 400001, "error_message": "no model"}, errors.ApiError, "no model"),
+        (409, {"error_message": "a conflict"}, errors.ApiError, "a conflict"),
+        (409, b"<html>conflict</html>", errors.ApiError, "HTTP 409"),
         (429, {"error_message": "slow down"}, errors.RateLimitError, "slow down"),
         (413, b"<html>too large</html>", errors.ApiError, "HTTP 413"),
         (200, {"error_code": 400002, "error_message": "x"}, errors.PaymentError, "Add balance"),
@@ -71,13 +78,21 @@ def test_refused_submit(status, body, kind, said):
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("soon", None)]
+    ("header", "seconds"),
+    [("7", 7), ("9999", 300), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("soon", None)],
 )
 def test_refusal_for_the_rate_says_how_long_to_wait(header, seconds):
     with RawServer(answer(429, {"message": "x"}, Retry_After=header)) as server:
         with pytest.raises(errors.RateLimitError) as caught:
             submit(server)
     assert caught.value.retry_after_s == seconds
+
+
+def test_a_refusals_words_are_shown_only_so_far():
+    with RawServer(answer(422, {"detail": "x" * 5000})) as server:
+        with pytest.raises(errors.ApiError, match="x…") as caught:
+            submit(server)
+    assert len(str(caught.value)) < 700
 
 
 # -- never left: the last byte was not handed over, it may be sent again
@@ -113,12 +128,41 @@ def test_a_line_that_takes_no_more_bytes_is_never_left(monkeypatch):
         submit(server, LARGE)
 
 
+def take_all(conn: socket.socket) -> None:
+    while conn.recv(65536):
+        pass
+
+
 def test_a_send_that_takes_too_long_is_broken_off_before_its_end():
     times = iter([0.0, 0.0, 10_000.0])  # made, first piece, second piece
-    with RawServer(lambda conn: conn.recv(1000)) as server:
+    with RawServer(take_all) as server:
         slow = Transport(server.origin, TOKEN, clock=lambda: next(times))
         with pytest.raises(errors.NeverLeft, match="more than 542 s"):
             slow.post_job(PATH, LARGE)
+
+
+@pytest.mark.parametrize("pieces_sent", [0, 1])
+@pytest.mark.parametrize("cause", ["stopped", "sending took more than"])
+def test_a_send_is_broken_off_before_any_piece_up_to_the_last(pieces_sent, cause):
+    now, stopped = [0.0], []
+    body = SubmitBody(b"x" * 20000, clock=lambda: now[0], give_up=lambda: bool(stopped))
+    for _ in range(pieces_sent):
+        body.read(16384)
+    if cause == "stopped":
+        stopped.append(True)
+    else:
+        now[0] = 1000.0
+    with pytest.raises(TimeoutError, match=cause):
+        body.read(16384)
+    assert not body.handed_over
+
+
+def test_a_send_is_not_broken_off_after_its_last_piece():
+    now, stopped = [0.0], []
+    body = SubmitBody(b"x" * 20000, clock=lambda: now[0], give_up=lambda: bool(stopped))
+    assert [len(body.read(16384)) for _ in range(2)] == [16384, 3616]
+    now[0], stopped = 1000.0, [True]
+    assert body.read(16384) == b""
 
 
 # -- unknown: the body may have arrived whole
@@ -255,6 +299,13 @@ def test_an_answer_before_the_whole_body_means_that_no_job_started(status, kind)
         submit(server, LARGE)
 
 
+def test_a_redirect_that_names_a_request_is_no_acceptance_but_keeps_the_id():
+    with RawServer(answer(302, ACCEPTED, Location="http://127.0.0.1:9/")) as server:
+        with pytest.raises(errors.SubmitUnknown) as caught:
+            submit(server)
+    assert caught.value.request_id == "r-1"
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_of_a_submit_is_neither_followed_nor_read(status):
     def script(conn: socket.socket) -> None:
@@ -274,7 +325,7 @@ def test_a_redirect_of_a_submit_is_neither_followed_nor_read(status):
 
 def test_stop_breaks_a_send_off_while_that_is_free():
     asked = iter([False, False, True])
-    with RawServer(lambda conn: conn.recv(1000)) as server:
+    with RawServer(take_all) as server:
         with pytest.raises(errors.NeverLeft, match="stopped"):
             Transport(server.origin, TOKEN).post_job(PATH, LARGE, give_up=lambda: next(asked, True))
 
@@ -336,6 +387,57 @@ def test_a_get_without_a_usable_answer_may_be_asked_again(script):
         Transport(server.origin, TOKEN).get("/v1/requests/r/result")
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("call", [Transport.get, Transport.post])
+def test_neither_a_question_nor_a_cancel_follows_a_redirect(call, status):
+    with RawServer(answer(200, {"status": "completed", "outcome": "cancelled"})) as elsewhere:
+        redirect = answer(status, {"a": 1}, Location=f"{elsewhere.origin}/x")
+        with RawServer(redirect) as server, pytest.raises(errors.NetworkError):
+            call(Transport(server.origin, TOKEN), "/v1/requests/r/result")
+        assert (server.connections, elsewhere.connections) == (1, 0)
+
+
+def test_an_answer_larger_than_any_is_not_read_on(monkeypatch):
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 1000)
+    with RawServer(answer(200, {"a": "x" * 5000})) as server:
+        with pytest.raises(errors.NetworkError, match="an answer of more than"):
+            Transport(server.origin, TOKEN).get("/x")
+
+
+def test_an_answer_that_trickles_is_given_up_when_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(transport, "READ_S", 0.3)
+
+    def script(conn: socket.socket) -> None:
+        read_request(conn)
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
+        for piece in b'{"a": "bcd"}':
+            conn.sendall(bytes([piece]))
+            time.sleep(0.1)
+
+    with RawServer(script) as server, pytest.raises(errors.NetworkError, match="took more than"):
+        Transport(server.origin, TOKEN).get("/x")
+
+
+def test_no_cookie_is_kept_and_nothing_is_wanted_compressed():
+    heads = []
+
+    def script(conn: socket.socket) -> None:
+        heads.append(read_request(conn).partition(b"\r\n\r\n")[0])
+        conn.sendall(reply(200, ACCEPTED, Set_Cookie="a=b"))
+
+    with RawServer(script) as server:
+        one = Transport(server.origin, TOKEN)
+        one.get("/x")
+        one.get("/x")
+        one.post("/x")
+        one.post_job(PATH, SMALL)
+        with one.open_download(f"{server.origin}/clip.mp4") as response:
+            assert response.content
+    assert len(heads) == 5
+    assert not [head for head in heads if b"cookie" in head.lower()]
+    assert all(b"Accept-Encoding: identity" in head for head in heads)
+
+
 @pytest.mark.parametrize("code", [429001, 500001, 503000])
 def test_an_error_code_about_the_moment_may_be_asked_again(code):
     with RawServer(answer(200, {"error_code": code, "error_message": "x"})) as server:
@@ -364,6 +466,65 @@ def test_the_token_and_media_are_taken_out_of_the_servers_words():
         with pytest.raises(errors.AuthError, match=r"\[token\] for \[media\] sent") as caught:
             Transport(server.origin, TOKEN).get("/x")
     assert TOKEN not in str(caught.value)
+
+
+def echo_the_token(conn: socket.socket) -> None:
+    read_request(conn)
+    conn.sendall(f"{TOKEN} is no HTTP\r\n\r\n".encode())
+
+
+def echo_the_token_early(conn: socket.socket) -> None:
+    conn.recv(4096)
+    conn.sendall(f"{TOKEN} is no HTTP\r\n\r\n".encode())
+    time.sleep(0.3)
+
+
+def echo_the_token_as_a_length(conn: socket.socket) -> None:
+    read_request(conn)
+    conn.sendall(f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{TOKEN}\r\n".encode())
+
+
+def fetch_clip(one: Transport, path: str) -> None:
+    with one.open_download(one.origin + path) as response:
+        b"".join(one.pieces(response))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Transport.get,
+        Transport.post,
+        lambda one, path: one.post_job(path, SMALL),
+        fetch_clip,
+    ],
+    ids=["get", "cancel", "submit", "download"],
+)
+@pytest.mark.parametrize(
+    "script",
+    [echo_the_token, echo_the_token_as_a_length]
+    + [answer(status, {"message": f"so {TOKEN}"}) for status in (302, 400, 401, 429, 502)],
+)
+def test_no_error_shows_the_token_not_even_in_its_traceback(script, call):
+    with RawServer(script) as server, pytest.raises(errors.RunComfyError) as caught:
+        call(Transport(server.origin, TOKEN), "/x")
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_job_that_never_left_does_not_show_the_token_either():
+    with RawServer(echo_the_token_early) as server:
+        with pytest.raises(errors.NeverLeft, match=r"\[token\]") as caught:
+            submit(server, LARGE)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_words_of_a_fault_are_shown_with_the_token_taken_out():
+    scripts = [echo_the_token, answer(503, {"message": f"so {TOKEN}"})]
+    with RawServer(*scripts, *scripts) as server:
+        one = Transport(server.origin, TOKEN)
+        for call in (lambda: one.get("/x"), lambda: one.post_job(PATH, SMALL)):
+            for said in (r"\[token\] is no HTTP", r"so \[token\]"):
+                with pytest.raises(errors.RunComfyError, match=said):
+                    call()
 
 
 def test_this_machine_is_reached_without_the_proxy(monkeypatch):
@@ -433,6 +594,12 @@ def test_netrc_neither_replaces_the_token_nor_reaches_the_files_host(monkeypatch
 def test_clips_are_not_fetched_from_elsewhere(url):
     with pytest.raises(errors.ForeignAddress, match="not one that RunComfy's results come from"):
         with Transport("http://127.0.0.1:2", TOKEN).open_download(url):
+            pass
+
+
+def test_a_clips_address_is_shown_without_the_token():
+    with pytest.raises(errors.ForeignAddress, match=r"token=\[token\]"):
+        with Transport("http://127.0.0.1:2", TOKEN).open_download(f"https://e/?token={TOKEN}"):
             pass
 
 

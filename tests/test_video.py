@@ -1,6 +1,7 @@
 """Clips on disk, against files made here."""
 
 import json
+import os
 from fractions import Fraction
 
 import av
@@ -90,6 +91,19 @@ def test_the_graph_goes_into_the_file_and_the_streams_stay(tmp_path):
         assert json.loads(container.metadata["workflow"]) == {"nodes": []}
     assert packets(path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_tagged_file_is_synced_to_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    path = make_clip(tmp_path / "a.mp4")
+    synced, fsync = [], os.fsync
+
+    def noted(file):
+        synced.append((os.fstat(file).st_ino, [p.name for p in tmp_path.glob("*.tagged")]))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    video.add_metadata(path, prompt={"1": 1}, workflow=None)
+    assert synced == [(path.stat().st_ino, ["a.mp4.tagged"])]
 
 
 def test_a_file_that_cannot_be_tagged_keeps_its_bytes(tmp_path, monkeypatch):

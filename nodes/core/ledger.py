@@ -22,8 +22,8 @@ import sqlalchemy as sa
 from . import owner
 from .errors import LedgerError, TransitionRefused
 from .identity import canonical
-from .ledger_schema import CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
-from .states import NOT_BINDING, JobState
+from .ledger_schema import BINDING, CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
+from .states import JobState
 
 POST_MARGIN_S = 60.0
 
@@ -234,7 +234,7 @@ class Ledger:
                 jobs.c.near_identity == near_identity,
                 jobs.c.identity != identity,
                 jobs.c.collected_at.is_(None),
-                jobs.c.state.not_in([state.value for state in NOT_BINDING]),
+                BINDING,
             )
             .order_by(jobs.c.id.desc())
             .limit(1)
@@ -308,10 +308,7 @@ def _age(conn: sa.Connection) -> None:
 
 
 def _find(conn: sa.Connection, identity: str) -> Row | None:
-    not_binding = [state.value for state in NOT_BINDING]
-    found = conn.execute(
-        sa.select(jobs).where(jobs.c.identity == identity, jobs.c.state.not_in(not_binding))
-    ).first()
+    found = conn.execute(sa.select(jobs).where(jobs.c.identity == identity, BINDING)).first()
     return _row(found) if found else None
 
 

@@ -17,7 +17,8 @@ VERSION = 1
 BUSY_S = 30
 CLAIM_LOCK = 7239461  # any number of our own
 _STATES = ", ".join(f"'{state.value}'" for state in JobState if state != JobState.PREPARING)
-_BINDING = sa.text(f"state NOT IN ({', '.join(repr(state.value) for state in NOT_BINDING)})")
+# as text and not as parameters: SQLite uses the index only for a query with the very same words
+BINDING = sa.text(f"state NOT IN ({', '.join(repr(state.value) for state in NOT_BINDING)})")
 
 
 class _Now(FunctionElement[float]):
@@ -73,8 +74,8 @@ jobs = sa.Table(
         "one_binding_job",
         "identity",
         unique=True,
-        sqlite_where=_BINDING,
-        postgresql_where=_BINDING,
+        sqlite_where=BINDING,
+        postgresql_where=BINDING,
     ),
     sa.Index("jobs_by_near_identity", "near_identity"),
     sa.Index("jobs_by_state", "state"),
