@@ -122,7 +122,8 @@ def test_a_new_node_starts_with_seed_on_fixed(page: Page) -> None:
 def test_the_example_runs_and_shows_its_clip(page: Page, comfyui_server: Any) -> None:
     before = len(comfyui_server.rehearsal.submissions)
     page.open(WORKFLOW)
-    page.ask(f"seed => {{ {FIND_NODE}.widgets.find(w => w.name === 'seed').value = seed }}", before)
+    new_take = f"seed => {{ {FIND_NODE}.widgets.find(w => w.name === 'seed').value = seed }}"
+    page.ask(new_take, before + 1)
     page.ask("() => window.app.queuePrompt(0)")
     page.page.wait_for_selector("video", state="attached", timeout=60_000)
     video = page.page.locator("video").first

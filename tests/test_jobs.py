@@ -159,7 +159,11 @@ def test_passing_faults_cost_nothing_but_time(runner, rehearsal, fault):
 def test_the_same_request_again_is_the_same_clip_for_nothing(runner, rehearsal):
     first, second = run(runner, rehearsal), run(runner, rehearsal)
     assert (second.path, second.request_id) == (first.path, first.request_id)
-    assert second.reused and "Reused, $0" in second.notes[0]
+    assert second.reused
+    assert second.notes[0] == (
+        "Reused, $0: this very request was made before. It cost $0.25 then. "
+        "Change the seed for a new take."
+    )
     assert len(rehearsal.submissions) == 1
 
 
@@ -209,6 +213,15 @@ def test_two_that_start_together_are_one_job(runner, rehearsal):
     assert len(rehearsal.submissions) == 1
 
 
+def test_a_job_under_way_is_joined(runner, rehearsal):
+    rehearsal.plan(queue_s=1)
+    first = runner.start(make_order(), connect(rehearsal))
+    until(lambda: first.progress.state == JobState.IN_QUEUE)
+    second = runner.start(make_order(), connect(rehearsal))
+    assert second.waiter().result(30).notes[0].startswith("Joined, $0 more")
+    assert first.waiter().result(0).notes == ()
+
+
 def test_two_processes_that_start_together_are_one_job(rehearsal, tmp_path):
     runners = [make_runner(tmp_path) for _ in range(3)]
     jobs = [one.start(make_order(), connect(rehearsal)) for one in runners]
@@ -244,6 +257,7 @@ def test_a_file_that_was_deleted_is_fetched_again(runner, rehearsal):
     first.path.unlink()
     second = run(runner, rehearsal)
     assert second.path.exists() and second.request_id == first.request_id
+    assert second.notes[0].startswith("Fetched again, $0")
     assert len(rehearsal.submissions) == 1
 
 
@@ -437,6 +451,7 @@ def test_a_timeout_leaves_the_job_collectable(runner, rehearsal):
     assert states(runner)[-1] == "in_queue"
     clip = run(runner, rehearsal)
     assert clip.reused and clip.path.exists()
+    assert clip.notes[0].startswith("Collected, $0 more")
     assert len(rehearsal.submissions) == 1
 
 
@@ -530,11 +545,12 @@ def test_stop_in_a_rehearsal_charges_nothing(runner, rehearsal):
 
 
 def test_stop_while_the_job_is_being_sent_breaks_the_send_off(tmp_path):
+    noise = torch.rand((1400, 1400, 3))  # some 6 MB: more than the socket takes while nobody reads
     with RawServer(lambda conn: time.sleep(2)) as server:
         runner = make_runner(tmp_path)
         transport = Transport(server.origin, "token-1")
         job = runner.start(
-            large_order(), Connection(transport, InlineUploader(), poll_s=1, timeout_s=9)
+            make_order(noise), Connection(transport, InlineUploader(), poll_s=1, timeout_s=9)
         )
         until(lambda: job.progress.state == JobState.SUBMITTING, 20)
         assert runner.stop(job).result(30) == "Stopped before the job was sent. Nothing is charged."
@@ -633,6 +649,7 @@ def test_a_clip_of_another_length_is_said(tmp_path):
         (reply(502, b"<html>gateway</html>"), None),
         (reply(404, {"error_code": 404001, "error_message": "gone"}), None),
     ],
+    ids=["told", "gateway", "gone"],
 )
 def test_a_cost_that_is_told_late_is_written_and_one_that_is_not_told_harms_nothing(
     tmp_path, late, cost_usd

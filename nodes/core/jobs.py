@@ -33,7 +33,11 @@ log = logging.getLogger("runcomfy")
 
 SUBMIT_ATTEMPTS = 4  # only of submits that surely did not arrive, or were refused for the rate
 LOOK_S = 1.0  # how often to look whether another process has sent the job
-REUSED = "Reused, $0: this very request was made before. Change the seed for a new take."
+NEW_TAKE = "Change the seed for a new take."
+JOINED = "Joined, $0 more: this very request was already under way."
+COLLECTED = "Collected, $0 more: this very request was sent before."
+FETCHED = "Fetched again, $0: the clip of this very request was no longer on the disk."
+REUSED = "Reused, $0: this very request was made before."
 
 
 class JobRunner:
@@ -251,8 +255,7 @@ class JobRunner:
                     self._live[row.id] = job
             if live is not None:
                 job.follows = live
-                clip = live.waiter().result()
-                return replace(clip, reused=True, notes=(REUSED, *clip.notes))
+                return _again(live.waiter().result(), JOINED)
             if row.state != JobState.SUBMITTING:
                 break
             if job.stop_requested.is_set():
@@ -260,8 +263,7 @@ class JobRunner:
             job.update(note="Another ComfyUI is sending this very request")
             self._pause(job, LOOK_S)
             row = self._ledger.get(row.id)
-        clip = self._collect_again(job, row)
-        return replace(clip, reused=True, notes=(REUSED, *clip.notes))
+        return self._collect_again(job, row)
 
     def _collect_again(self, job: Job, row: Row) -> Clip:
         if row.state == JobState.UNKNOWN:
@@ -275,21 +277,30 @@ class JobRunner:
             raise expired(row.request_id)
         clip = self._collector.from_disk(row) if row.state == JobState.COMPLETED else None
         if clip is not None:
-            return clip
+            return _again(clip, REUSED)
         if row.account != job.connection.transport.account:
             raise errors.InputError(
                 "This very request was already sent with another RunComfy account. Collect it with "
                 "that account's token, or change the seed to pay for it with this one.",
                 request_id=row.request_id,
             )
+        how = COLLECTED
         if row.state == JobState.COMPLETED:
+            how = FETCHED
             row = self._ledger.advance(row.id, JobState.DOWNLOADING, path=None)
         job.update(state=row.state)
-        return self._collector.collect(job, row, str(row.request_id), is_new=False)
+        clip = self._collector.collect(job, row, str(row.request_id), is_new=False)
+        return _again(clip, how)
 
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
+
+
+def _again(clip: Clip, how: str) -> Clip:
+    """A clip that nothing was sent for now, with a note of how it came and what it once cost."""
+    cost = "" if clip.cost_usd is None else f" It cost ${clip.cost_usd:.2f} then."
+    return replace(clip, reused=True, notes=(f"{how}{cost} {NEW_TAKE}", *clip.notes))
 
 
 def _last_state(job: Job, outcome: Clip | errors.RunComfyError) -> JobState:
