@@ -529,7 +529,8 @@ def test_stop_after_a_lost_reply_does_not_say_that_nothing_is_charged(runner, re
 def test_stop_after_the_end_says_what_the_end_was(runner, rehearsal):
     job = runner.start(make_order(), connect(rehearsal))
     clip = job.waiter().result(30)
-    assert str(clip.path) in runner.stop(job).result(10)
+    said = f"Stopped. The clip was already made (about $0.25) and saved: {clip.path}"
+    assert runner.stop(job).result(10) == said
     rehearsal.plan(Fault(FaultKind.FAILED_JOB, message="too dark"))
     failed = runner.start(make_order(seed=1), connect(rehearsal))
     until(lambda: failed.ended)

@@ -288,7 +288,7 @@ class JobRunner:
         if row.state == JobState.COMPLETED:
             how = FETCHED
             row = self._ledger.advance(row.id, JobState.DOWNLOADING, path=None)
-        job.update(state=row.state)
+        job.update(state=row.state, request_id=row.request_id)
         clip = self._collector.collect(job, row, str(row.request_id), is_new=False)
         return _again(clip, how)
 

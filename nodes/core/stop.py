@@ -11,7 +11,7 @@ from collections.abc import Callable
 from . import errors
 from .client import CancelOutcome, RunComfyClient
 from .job import Clip, Job
-from .states import JobState
+from .states import AT_RUNCOMFY, JobState
 
 log = logging.getLogger("runcomfy")
 
@@ -34,7 +34,7 @@ def call_off(
     Returns:
         The sentence for the user.
     """
-    while not job.ended and job.progress.state in (JobState.PREPARING, JobState.SUBMITTING):
+    while not job.ended and job.progress.state not in AT_RUNCOMFY:
         wait(threading.Event(), LOOK_S)
     if job.ended:
         return _ended_text(job)
