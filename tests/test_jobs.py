@@ -10,7 +10,7 @@ from dataclasses import replace
 import av
 import pytest
 import torch
-from pack.nodes.core import errors
+from pack.nodes.core import collect, errors
 from pack.nodes.core.job import Connection, Order
 from pack.nodes.core.jobs import SUBMIT_ATTEMPTS, JobRunner
 from pack.nodes.core.kling import KlingRequest
@@ -562,7 +562,7 @@ def test_every_error_of_a_sent_job_names_its_request(runner, rehearsal, monkeypa
     def gone(*_, **__):
         raise errors.NetworkError("cut again and again")
 
-    monkeypatch.setattr("pack.nodes.core.collect.download", gone)
+    monkeypatch.setattr(collect, "download", gone)
     with pytest.raises(errors.NetworkError) as caught:
         run(runner, rehearsal)
     assert rehearsal.submissions[0].request_id in str(caught.value)
@@ -702,6 +702,46 @@ def test_stop_while_downloading_says_that_the_clip_is_made_and_saves_it(tmp_path
         go_on.set()
         assert said == "Stopped. The clip was already made (about $0.25), it is saved."
         assert job.waiter().result(10).path.exists()
+
+
+def test_stop_while_a_refusal_is_being_written_down_sends_no_cancel(tmp_path, monkeypatch):
+    writing, go_on = threading.Event(), threading.Event()
+    with RawServer(answer(402, {"message": "no money"})) as server:
+        runner = make_runner(tmp_path)
+        advance = runner._ledger.advance
+
+        def slow(*args, **values):
+            writing.set()
+            go_on.wait(10)
+            return advance(*args, **values)
+
+        monkeypatch.setattr(runner._ledger, "advance", slow)
+        transport = Transport(server.origin, "t")
+        job = runner.start(make_order(), Connection(transport, InlineUploader(), 1, 9))
+        assert writing.wait(10)
+        said = runner.stop(job)
+        time.sleep(0.3)
+        go_on.set()
+        assert said.result(10) == "Stopped before the job was sent. Nothing is charged."
+        assert server.connections == 1
+
+
+def test_stop_while_the_cost_is_asked_for_says_that_the_clip_is_made(tmp_path):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def late(conn):
+        asked.set()
+        go_on.wait(10)
+        conn.sendall(reply(200, {"status": "succeeded", "cost": 0.25}))
+
+    with RawServer() as server:
+        clip = [reply(200, made_clip(tmp_path))]
+        runner, job = accepted(tmp_path, server, clip=clip, result=[late])
+        assert asked.wait(10)
+        said = runner.stop(job)
+        time.sleep(0.3)
+        go_on.set()
+        assert "The clip was already made (about $0.25) and saved" in said.result(10)
 
 
 def test_an_odd_request_id_makes_a_plain_file_name(tmp_path):
