@@ -289,3 +289,9 @@ def test_an_hour_in_the_queue_is_cheap():
         elapsed += pause_s(3, elapsed, queued=True)
         polls += 1
     assert polls < 260
+
+
+def test_the_catalogs_unit_is_shown_without_the_token():
+    with RawServer(answer(200, {"base_price_usd": 1, "price_unit": "secret-canary"})) as server:
+        price = RunComfyClient(Transport(server.origin, "secret-canary")).price("kling/x")
+    assert "secret" not in price.unit

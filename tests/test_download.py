@@ -198,3 +198,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         part = tmp_path / "missing" / "clip.part"
         with pytest.raises(errors.MediaError, match="cannot be written.*queue again"):
             download(Transport(server.origin, "t"), url, part, wait=lambda _: None)
+
+
+def test_too_large_a_clips_address_is_shown_without_the_token(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CLIP_BYTES", 50_000)
+    with RawServer(answer(200, DATA)) as server, pytest.raises(errors.MediaError) as caught:
+        download(
+            Transport(server.origin, "secret-canary"),
+            f"{server.origin}/clip?token=secret-canary",
+            tmp_path / "p",
+            wait=lambda _: None,
+        )
+    assert "secret-canary" not in str(caught.value)

@@ -608,3 +608,11 @@ def test_a_redirect_of_a_clip_is_not_followed():
         with pytest.raises(errors.ApiError, match="HTTP 302"):
             with Transport(server.origin, TOKEN).open_download(f"{server.origin}/clip.mp4"):
                 pass
+
+
+def test_no_part_of_the_token_is_shown_of_a_long_address():
+    url = f"https://example.org/{'a' * 172}{TOKEN}"
+    with pytest.raises(errors.ForeignAddress) as caught:
+        with Transport("http://127.0.0.1:2", TOKEN).open_download(url):
+            pass
+    assert TOKEN[:8] not in str(caught.value)

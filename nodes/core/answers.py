@@ -119,8 +119,7 @@ def clean(value: object, token: str | None = None) -> str:
     except RecursionError:
         text = "an answer nested too deep to read"
     text = _MEDIA.sub("[media]", text)
-    if token and len(token) >= _LEAST_TOKEN:
-        text = text.replace(token, "[token]")
+    text = _redact(text, token)
     return text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 1] + "…"
 
 
@@ -134,7 +133,7 @@ def reason(error: BaseException, token: str | None = None) -> str:
         if deeper is None:
             break
         inner = deeper
-    text = _NOISE.sub("", str(inner)[:_MAX_REASON])
+    text = _NOISE.sub("", _redact(str(inner), token)[:_MAX_REASON])
     return clean(text or type(inner).__name__, token)
 
 
@@ -150,6 +149,11 @@ def retry_after_s(value: str | None) -> float | None:
         except (ValueError, OverflowError, OSError):
             return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if seconds == seconds else None
+
+
+def _redact(text: str, token: str | None) -> str:
+    """Before any cut: half a token is still half a secret."""
+    return text.replace(token, "[token]") if token and len(token) >= _LEAST_TOKEN else text
 
 
 def _flatten(value: object) -> str:

@@ -133,7 +133,7 @@ class RunComfyClient:
         if base is None:
             return None
         note = self._transport.clean(body.get("pricing_note") or "")
-        return Price(base, str(body.get("price_unit", ""))[:20], note)
+        return Price(base, self._transport.clean(body.get("price_unit") or "")[:20], note)
 
     def watch(
         self,

@@ -79,13 +79,13 @@ def _fetch(
     with transport.open_download(url, start=state.done, etag=state.etag) as response:
         _begin(response, state)
         if (state.total or 0) > MAX_CLIP_BYTES:
-            raise _too_large(url)
+            raise _too_large(transport.clean(url))
         with _disk(part), part.open("r+b" if state.done else "wb") as file:
             file.seek(state.done)
             slice_end, slice_done = clock() + STALL_S, state.done
             for piece in transport.pieces(response):
                 if state.done + len(piece) > MAX_CLIP_BYTES:
-                    raise _too_large(url)
+                    raise _too_large(transport.clean(url))
                 file.write(piece)
                 state.done += len(piece)
                 on_bytes(state.done)

@@ -268,7 +268,7 @@ class Transport:
             return
         raise errors.ForeignAddress(
             f"The clip's address is not one that RunComfy's results come from: "
-            f"{self.clean(url[:200]) or '(empty)'}. Clips are fetched over https from "
+            f"{self.clean(url)[:200] or '(empty)'}. Clips are fetched over https from "
             f"{' and '.join('*.' + domain for domain in DOWNLOAD_DOMAINS)} only."
         )
 
