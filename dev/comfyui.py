@@ -118,8 +118,7 @@ class ComfyUI:
             time.sleep(0.2)
         # Asked, not read from the log: any other module may be missing there, and is not ours.
         if NODE not in self.get_json(f"/object_info/{NODE}"):
-            where = "" if self.log else " Its own messages, above, say why."
-            raise ServerFailed(f"ComfyUI could not import this pack.{where}{self.tail()}")
+            raise ServerFailed(f"ComfyUI could not import this pack.\n\n{self.import_error()}")
 
     def stop(self, grace_s: float = 10.0) -> None:
         """End the process: as Ctrl-C would, then firmly, then by force."""
@@ -167,6 +166,13 @@ class ComfyUI:
         if not text:
             return ""
         return f" The end of {self.log}:\n\n" + "\n".join(text.splitlines()[-lines:])
+
+    def import_error(self) -> str:
+        """What ComfyUI printed of the pack's own import, as far as it went to the log."""
+        if self.log is None:
+            return "Its own messages, above, say why."
+        ours = [line for line in self.read_log().splitlines() if PACK_NAME in line]
+        return "\n".join([f"The lines about it in {self.log}:", *ours])
 
     def _answers(self) -> bool:
         try:

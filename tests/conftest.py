@@ -97,6 +97,14 @@ def rehearsal(tmp_path: Path) -> Iterator[Any]:
         yield server
 
 
+@pytest.fixture
+def runner(tmp_path: Path) -> Any:
+    """A job runner as one process has it, with a ledger and a folder of its own."""
+    from runner_case import make_runner
+
+    return make_runner(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[Any]:
     """A real PostgreSQL on a socket file, started by the package that brings it."""

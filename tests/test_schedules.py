@@ -23,7 +23,7 @@ from pack.nodes.core.states import JobState
 from pack.nodes.core.transport import Transport
 from pack.nodes.core.uploaders.inline import InlineUploader
 from pack.nodes.rehearsal import Fault, FaultKind, RehearsalServer
-from test_jobs import Folder
+from runner_case import Folder
 
 PICTURE = torch.zeros((300, 300, 3))
 TAKES = st.integers(0, 2)
