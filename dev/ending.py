@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 GRACE_S = 10.0
 
@@ -17,25 +18,32 @@ GRACE_S = 10.0
 def end_in_order() -> None:
     """Call first in a program that `make` starts: KeyboardInterrupt is then how it ends.
 
-    Raised for Ctrl-C, SIGTERM, SIGHUP (the terminal is closed), and when `make` is gone. What the
+    Raised for Ctrl-C and SIGTERM, when the terminal is closed, and when `make` is gone. What the
     caller has ignored stays ignored, so `nohup make demo` goes on; so does a program started from
     a shell that ends.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    if "MAKELEVEL" in os.environ:
-        end_with(os.getppid())
+    # A terminal without a shell in it tells `make` alone of its end, and that waits for us.
+    in_terminal = os.isatty(0) and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    make = os.getppid() if "MAKELEVEL" in os.environ else None
+    _end_when(
+        lambda: (in_terminal and not os.isatty(0)) or (make is not None and os.getppid() != make)
+    )
 
 
 def end_with(parent: int) -> None:
     """From now on, end by SIGTERM, then by force, when process `parent` is no more our parent."""
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    _end_when(lambda: os.getppid() != parent)
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _end_when(over: Callable[[], bool]) -> None:
+    def watch() -> None:
+        while not over():
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -6,6 +6,7 @@ usage: kill_child.py ORIGIN TOKEN FOLDER POINT [resume]
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 pack = types.ModuleType("pack")
 pack.__path__ = [str(Path(__file__).resolve().parents[1])]
-sys.modules["pack"] = pack
+sys.modules.setdefault("pack", pack)  # tests that read POINTS have it already
 
 import torch  # noqa: E402
 from pack.nodes.core import collect, errors, jobs, transport  # noqa: E402
@@ -142,6 +143,9 @@ def main() -> int:
             print("clip", job.waiter().result(60).path)
         except errors.RunComfyError as error:
             print(type(error).__name__, error)
+    for thread in threading.enumerate():  # its last lines, after the waiter was told
+        if thread.name == "runcomfy-job":
+            thread.join(10)
     return 0
 
 

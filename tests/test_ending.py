@@ -56,7 +56,9 @@ Start = Callable[..., "Serving"]
 class Serving:
     """`make comfy`'s program with that ComfyUI, started by `command` where there is one."""
 
-    def __init__(self, folder: Path, nodes: list[str], *command: str, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, nodes: tuple[str, ...], *command: str, stdin: int, **settings: str
+    ) -> None:
         engine = folder / "engine"
         engine.mkdir()
         (engine / "main.py").write_text(ENGINE)
@@ -71,7 +73,7 @@ class Serving:
         self.process = subprocess.Popen(
             [*command, sys.executable, "-c", SERVE, str(ROOT / "dev"), str(folder / "base")],
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=self._said.open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -102,8 +104,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts one `Serving`, and ends it after the test."""
     started: list[Serving] = []
 
-    def start_one(*command: str, nodes: list[str] | None = None, **settings: str) -> Serving:
-        serving = Serving(tmp_path, [NODE] if nodes is None else nodes, *command, **settings)
+    def start_one(
+        *command: str,
+        nodes: tuple[str, ...] = (NODE,),
+        stdin: int = subprocess.DEVNULL,
+        **settings: str,
+    ) -> Serving:
+        serving = Serving(tmp_path, nodes, *command, stdin=stdin, **settings)
         started.append(serving)
         return serving
 
@@ -135,8 +142,18 @@ def test_comfyui_ends_when_make_is_killed(start: Start) -> None:
     assert serving.has_left()
 
 
+def test_comfyui_ends_when_the_terminal_is_closed(start: Start) -> None:
+    """Without a signal: where `make` leads the terminal's session, it alone is sent one."""
+    terminal, ours = os.openpty()
+    serving = start(stdin=ours)
+    os.close(ours)
+    serving.wait_until_up()
+    os.close(terminal)
+    assert serving.has_left()
+
+
 def test_a_pack_that_did_not_load_is_told_at_once(start: Start) -> None:
-    serving = start(nodes=["LoadImage"])
+    serving = start(nodes=("LoadImage",))
     assert serving.process.wait(timeout=60) == 1
     assert "ComfyUI could not import this pack" in serving.said()
     assert "Traceback" not in serving.said()
