@@ -24,7 +24,7 @@ from server import PromptServer
 from .core import errors, settings
 from .core.job import Clip, Connection, Job, Order
 from .core.jobs import JobRunner
-from .core.ledger import Ledger
+from .core.ledger import Ledger, sqlite_url
 from .core.transport import Transport
 from .core.uploaders.inline import InlineUploader
 from .rehearsal import RehearsalServer
@@ -43,6 +43,7 @@ class _Shared:
     lock = threading.Lock()
     rehearsal: RehearsalServer | None = None
     runners: dict[str, JobRunner] = {}
+    handed_out: set[Path] = set()
 
 
 def system_folder() -> Path:
@@ -56,11 +57,15 @@ def load_settings() -> settings.Settings:
 
 
 def account_fingerprint() -> list[str]:
-    """Where jobs go as of now: changes with the API and the account, tells no secret."""
+    """Where jobs go as of now, and which clips were deleted since; tells no secret.
+
+    ComfyUI's own cache would hand out a deleted clip; asked again, the node fetches it for $0.
+    """
     now = load_settings()
+    missing = [str(path) for path in sorted(_Shared.handed_out) if not path.exists()]
     if now.rehearsal:
-        return ["rehearsal"]
-    return [now.api_base_url, Transport(now.api_base_url, now.token or "").account]
+        return ["rehearsal", *missing]
+    return [now.api_base_url, Transport(now.api_base_url, now.token or "").account, *missing]
 
 
 def graph_metadata(prompt: object, extra: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -96,17 +101,18 @@ async def run_job(node_id: str, order: Order) -> Clip:
         clip = await _wait(node_id, runner, job, waiter)
     except asyncio.CancelledError:
         # Stop, seen by another node first, or a failed neighbour: only the first ends the job
+        show(node_id, "Ended by another node. The job goes on at RunComfy, its clip is saved.")
         if model_management.processing_interrupted():
-            runner.stop(job)
+            _stop_unawaited(node_id, runner, job)
         else:
-            _stop_if_history_says_so(runner, job)
-        show(node_id, "Ended by another node. A job at RunComfy goes on, its clip is saved.")
+            _stop_if_history_says_so(node_id, runner, job)
         raise
     except errors.RunComfyError as error:
         show(node_id, str(error))
         raise
     finally:
         waiter.cancel()
+    _Shared.handed_out.add(clip.path)
     await asyncio.to_thread(runner.collected, clip)
     show(node_id, _summary(clip, job))
     return clip
@@ -125,7 +131,12 @@ async def _wait(node_id: str, runner: JobRunner, job: Job, waiter: "asyncio.Futu
     return waiter.result()
 
 
-def _stop_if_history_says_so(runner: JobRunner, job: Job) -> None:
+def _stop_unawaited(node_id: str, runner: JobRunner, job: Job) -> None:
+    """Stop a job whose node is gone already; the text still comes to the node."""
+    runner.stop(job).add_done_callback(lambda said: show(node_id, said.result()))
+
+
+def _stop_if_history_says_so(node_id: str, runner: JobRunner, job: Job) -> None:
     """Stop the job if its prompt turns out to have been interrupted: a sampler may take the flag.
 
     That is written down only when the prompt has ended, after this node is gone.
@@ -142,7 +153,7 @@ def _stop_if_history_says_so(runner: JobRunner, job: Job) -> None:
             if entry is not None:
                 messages = (entry.get("status") or {}).get("messages") or []
                 if any(name == "execution_interrupted" for name, _ in messages):
-                    runner.stop(job)
+                    _stop_unawaited(node_id, runner, job)
                 return
             time.sleep(LOOK_S)
 
@@ -170,7 +181,7 @@ def collect_unfinished() -> None:
 
 
 def show(node_id: str, text: str) -> None:
-    """Put a text on the node. Only for the coroutine that runs the node."""
+    """Put a text on the node. From any thread: ComfyUI hands it to its own loop."""
     PromptServer.instance.send_progress_text(text, node_id)
 
 
@@ -191,7 +202,17 @@ class OutputPlaces:
 
     def folder(self, prefix: str) -> Path:
         """The folder of the clips, created if need be; raises InputError if out of bounds."""
-        return self._parts(prefix, 0, 0)[0]
+        folder, name, _ = self._parts(prefix, 9999, 9999)
+        probe = folder / f"{name}_00000_.tmp"  # of a clip's name in length and characters
+        try:
+            probe.touch()
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise errors.InputError(
+                f"filename_prefix {prefix!r} cannot be a file's name here: "
+                f"{error.strerror or error}. Choose another one."
+            ) from None
+        return folder
 
     def candidate(self, prefix: str, width: int, height: int) -> Path:
         """The next free name for a clip of this size in pixels. Nothing is created."""
@@ -200,6 +221,9 @@ class OutputPlaces:
 
     def _parts(self, prefix: str, width: int, height: int) -> tuple[Path, str, int]:
         output = folder_paths.get_output_directory()
+        prefix = os.path.normpath(prefix.strip())  # "clips/" has no name, and no count of its own
+        if prefix == os.curdir:
+            raise errors.InputError("filename_prefix is empty. Set it to such as video/clip.")
         try:
             folder, name, counter, _, _ = folder_paths.get_save_image_path(
                 prefix, output, width, height
@@ -251,11 +275,12 @@ def _connect() -> tuple[JobRunner, Connection]:
 
 def _runner(ledger_url: str | None) -> JobRunner:
     """The one runner of a ledger in this process."""
-    url = ledger_url or f"sqlite:///{_ledger_path().as_posix()}"
+    key = ledger_url or str(_ledger_path())
     with _Shared.lock:
-        if url not in _Shared.runners:
-            _Shared.runners[url] = JobRunner(Ledger(url), OutputPlaces())
-        return _Shared.runners[url]
+        if key not in _Shared.runners:
+            ledger = Ledger(ledger_url or sqlite_url(_ledger_path()))
+            _Shared.runners[key] = JobRunner(ledger, OutputPlaces())
+        return _Shared.runners[key]
 
 
 def _ledger_path() -> Path:

@@ -71,7 +71,7 @@ def kling_inputs() -> list[io.Input]:
             "seed",
             default=0,
             min=0,
-            max=0xFFFFFFFFFFFFFFFF,
+            max=kling.MAX_SEED,
             control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Kling takes no seed. Changing it only asks for a new take, and pays "
             "for it. Keep it on fixed.",
@@ -108,6 +108,7 @@ def typed_faults(values: Mapping[str, Any]) -> list[str]:
         model=known.get("model"),
         duration_s=known.get("duration"),
         cfg_scale=known.get("cfg_scale"),
+        seed=known.get("seed"),
     )
     found += _picture_faults(
         start_wired="start_image" in values,
@@ -141,6 +142,7 @@ def order(values: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
         model=one["model"],
         duration_s=duration,
         cfg_scale=one["cfg_scale"],
+        seed=one["seed"],
     )
     if found:
         raise InputError("\n".join(found))

@@ -88,7 +88,7 @@ def test_a_process_that_died_before_it_wrote_the_end_down_leaves_a_clip_that_is_
 ):
     first = run(runner, rehearsal)
     (row,) = runner._ledger.newest(9)
-    runner._ledger.advance(row.id, JobState.DOWNLOADING)
+    runner._ledger.reopen(row.id)
     asked = len(rehearsal.requests)
     second = run(make_runner(tmp_path), rehearsal)
     assert second.path == first.path
@@ -99,7 +99,7 @@ def test_a_process_that_died_before_it_wrote_the_end_down_leaves_a_clip_that_is_
 def test_a_name_that_was_written_down_but_went_to_another_clip_is_not_taken(runner, rehearsal):
     first = run(runner, rehearsal)
     (row,) = runner._ledger.newest(9)
-    runner._ledger.advance(row.id, JobState.DOWNLOADING)
+    runner._ledger.reopen(row.id)
     another = make_clip(first.path).read_bytes()
     second = run(runner, rehearsal)
     assert second.path != first.path
@@ -144,3 +144,36 @@ def test_a_failed_job_may_be_tried_again(runner, rehearsal):
     assert states(runner)[-1] == "failed"
     assert run(runner, rehearsal).path.exists()
     assert len(rehearsal.submissions) == 2
+
+
+def test_an_unknown_job_whose_id_is_known_is_collected(runner, rehearsal):
+    first = run(runner, rehearsal)
+    (row,) = runner._ledger.newest(9)
+    first.path.unlink()
+    runner._ledger.advance(row.id, JobState.EXPIRED)  # whatever was believed of it
+    again = run(runner, rehearsal)
+    assert again.request_id == first.request_id and again.path.exists()
+    assert len(rehearsal.submissions) == 1
+
+
+def test_a_clip_that_was_away_for_a_moment_is_not_given_up(runner, rehearsal, tmp_path):
+    first = run(runner, rehearsal)
+    away = tmp_path / "away"
+    first.path.rename(away)
+    (row,) = runner._ledger.newest(9)
+    runner._ledger.advance(row.id, JobState.EXPIRED)
+    away.rename(first.path)
+    assert run(runner, rehearsal).path == first.path
+
+
+def test_a_queue_with_another_prefix_saves_there(runner, rehearsal):
+    first = run(runner, rehearsal)
+    first.path.unlink()
+    assert run(runner, rehearsal, make_order(prefix="other")).path.name.startswith("other_")
+
+
+def test_another_clip_of_the_same_size_is_not_taken_for_this_one(runner, rehearsal):
+    first = run(runner, rehearsal)
+    size = first.path.stat().st_size
+    first.path.write_bytes(b"x" * size)
+    assert run(runner, rehearsal).path != first.path

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pack.nodes.core import owner
 from pack.nodes.core.errors import LedgerError, TransitionRefused
-from pack.nodes.core.ledger import Ledger, NewJob
+from pack.nodes.core.ledger import Ledger, NewJob, sqlite_url
 from pack.nodes.core.states import JobState
 
 NEW = NewJob(
@@ -273,24 +273,73 @@ def test_a_ledger_of_a_newer_version_is_refused(tmp_path):
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path, damage):
     path_of(tmp_path).parent.mkdir()
     path_of(tmp_path).write_bytes(damage)
-    with pytest.raises(LedgerError, match=r"ledger\.db.*nothing was sent"):
+    with pytest.raises(LedgerError, match=r"ledger\.db.*none is sent"):
         claim(sqlite_ledger(tmp_path))
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(LedgerError, match="nothing was sent"):
+    with pytest.raises(LedgerError, match="none is sent"):
         claim(sqlite_ledger(tmp_path))
 
 
 def test_a_path_that_is_a_folder_is_an_error(tmp_path):
     path_of(tmp_path).mkdir(parents=True)
-    with pytest.raises(LedgerError, match="nothing was sent"):
+    with pytest.raises(LedgerError, match="none is sent"):
         claim(sqlite_ledger(tmp_path))
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql://me:secret@host/db", "sqlitee:///x"])
+def test_a_ledger_that_is_removed_while_in_use_refuses_new_jobs(tmp_path):
+    ledger = sqlite_ledger(tmp_path)
+    claim(ledger)
+    path_of(tmp_path).unlink()
+    with pytest.raises(LedgerError, match="removed or replaced"):
+        claim(ledger, replace(NEW, identity="c" * 64))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_the_ledger_is_for_its_owners_eyes(tmp_path):
+    claim(sqlite_ledger(tmp_path))
+    assert path_of(tmp_path).stat().st_mode & 0o077 == 0
+
+
+def test_a_path_with_odd_characters_is_one_file(tmp_path):
+    path = tmp_path / "what?" / "a#b%20 é.db"
+    claim(Ledger(sqlite_url(path)))
+    assert path.is_file()
+
+
+def test_a_late_id_is_not_overwritten_by_aging(ledger):
+    row, _ = claim(ledger, post_limit_s=-61.0)
+    ledger.advance(row.id, JobState.IN_QUEUE, request_id="r")
+    assert ledger.find(NEW.identity).state == JobState.IN_QUEUE
+
+
+def test_what_was_gone_may_be_back(ledger):
+    row = in_queue(ledger)
+    ledger.advance(row.id, JobState.EXPIRED)
+    assert ledger.advance(row.id, JobState.IN_QUEUE).state == JobState.IN_QUEUE
+
+
+def test_an_unknown_job_with_an_id_is_unfinished(ledger):
+    row, _ = claim(ledger)
+    ledger.advance(row.id, JobState.UNKNOWN, request_id="r-7")
+    assert [one.request_id for one in ledger.unfinished(NEW.origin)] == ["r-7"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "mysql://me:secret@host/db",
+        "sqlitee:///x",
+        "postgresql+psycopg//u:secret@h/db",
+        "postgresql+psycopg://u:secret@h:port/db",
+        "sqlite://",
+        "sqlite:///:memory:",
+    ],
+)
 def test_other_databases_are_refused_without_their_password(url):
     with pytest.raises(LedgerError) as caught:
         Ledger(url)

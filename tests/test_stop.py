@@ -101,7 +101,7 @@ def test_stop_after_a_lost_reply_does_not_say_that_nothing_is_charged(runner, re
 def test_stop_after_the_end_says_what_the_end_was(runner, rehearsal):
     job = runner.start(make_order(), connect(rehearsal))
     clip = job.waiter().result(30)
-    said = f"Stopped. The clip was already made (about $0.25) and saved: {clip.path}"
+    said = f"Stopped. The clip was already there (about $0.25): {clip.path}"
     assert runner.stop(job).result(10) == said
     rehearsal.plan(Fault(FaultKind.FAILED_JOB, message="too dark"))
     failed = runner.start(make_order(seed=1), connect(rehearsal))
@@ -138,7 +138,9 @@ def test_stop_while_downloading_says_that_the_clip_is_made_and_saves_it(tmp_path
         until(lambda: job.progress.bytes_done)
         said = runner.stop(job).result(4)
         go_on.set()
-        assert said == "Stopped. The clip was already made (about $0.25), it is saved."
+        assert said.startswith(
+            "Stopped. The clip was already made (about $0.25) and is being saved"
+        )
         assert job.waiter().result(10).path.exists()
 
 
@@ -179,7 +181,7 @@ def test_stop_while_the_cost_is_asked_for_says_that_the_clip_is_made(tmp_path):
         said = runner.stop(job)
         time.sleep(0.3)
         go_on.set()
-        assert "The clip was already made (about $0.25) and saved" in said.result(10)
+        assert "The clip was already there (about $0.25)" in said.result(10)
 
 
 def test_stop_while_rendering_says_the_charge_and_collects(runner, rehearsal):

@@ -61,7 +61,7 @@ def test_submit_carries_the_token_the_length_and_the_whole_body():
         (429, {"error_message": "slow down"}, errors.RateLimitError, "slow down"),
         (413, b"<html>too large</html>", errors.ApiError, "HTTP 413"),
         (200, {"error_code": 400002, "error_message": "x"}, errors.PaymentError, "Add balance"),
-        (500, {"error_code": 500001, "error_message": "boom"}, errors.ApiError, "boom"),
+        (500, {"error_code": 400002, "error_message": "x"}, errors.PaymentError, "Add balance"),
         (
             422,
             {"detail": [{"loc": ["body", "duration"], "msg": "too long", "type": "x"}]},
@@ -235,6 +235,21 @@ def test_an_answer_that_breaks_the_parser_is_unknown(status):
 
 def test_a_refusal_that_breaks_the_wording_is_still_a_refusal():
     with RawServer(answer(422, nested(600))) as server, pytest.raises(errors.ApiError):
+        submit(server)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (504, {"error_code": 504, "error_message": "upstream timed out"}),
+        (500, {"error_code": 500001, "error_message": "boom"}),
+        (200, {"error_code": 503001, "error_message": "boom"}),
+        (502, {"error_code": "Internal", "error_message": "boom"}),
+        (408, {"message": "Request Timeout"}),
+    ],
+)
+def test_a_fault_on_the_way_is_no_refusal_whatever_its_code(status, body):
+    with RawServer(answer(status, body)) as server, pytest.raises(errors.SubmitUnknown):
         submit(server)
 
 

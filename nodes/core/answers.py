@@ -52,13 +52,16 @@ def error_code(body: Mapping[str, Any] | None) -> int | None:
 
 
 def is_refusal(status_code: int, body: Mapping[str, Any] | None) -> bool:
-    """Whether an answer is a refusal in RunComfy's own words: a 4xx, or an ``error_code``.
+    """Whether an answer is a refusal in RunComfy's own words: a 4xx, or an ``error_code`` of it.
 
-    A 408, 425 or 499 without JSON is a gateway's word about a request it may have passed on.
+    A 408, 425 or 499, and a code that tells of a fault on RunComfy's side, are words about a
+    request that may have been passed on.
     """
-    if error_code(body) is not None:
-        return True
-    return 400 <= status_code < 500 and (body is not None or status_code not in GATEWAY_WORDS)
+    code = error_code(body) or 0
+    kind = code // 1000 if code >= 1000 else code  # 504 and 504001 are one kind
+    if 500 <= kind < 600 or kind in GATEWAY_WORDS or (code <= 0 and status_code >= 500):
+        return False  # a time-out on the way says nothing of what had arrived
+    return code != 0 or (400 <= status_code < 500 and status_code not in GATEWAY_WORDS)
 
 
 def is_passing(status_code: int, body: Mapping[str, Any] | None) -> bool:

@@ -18,7 +18,7 @@ from .transport import Transport
 
 CANCEL_S = 5.0
 NEW_REQUEST_GRACE_S = 30.0  # a request may not be readable in the first moments after its submit
-MISSING_ANSWERS = 3  # one 404 may be a gateway's; so many in a row are RunComfy's word
+MISSING_S = 20.0  # a 404 may be a gateway's; for so long it is RunComfy's word
 MAX_ODD_ANSWERS = 20  # unknown states, or "completed" without a clip, in a row
 
 
@@ -162,7 +162,8 @@ class RunComfyClient:
         """
         started = running_since = self._clock()
         last = JobStatus(request_id, State.IN_QUEUE)
-        polls = odd = missing = 0
+        polls = odd = 0
+        missing_since: float | None = None
         while True:
             pause = 0.0
             try:
@@ -171,12 +172,13 @@ class RunComfyClient:
                 last = replace(last, note=str(error))
                 pause = error.retry_after_s or 0.0
             except errors.NotFoundError as error:
-                missing += 1
-                if self._clock() - started >= grace_s and missing >= MISSING_ANSWERS:
+                missing_since = missing_since or self._clock()
+                waited, missing_s = self._clock() - started, self._clock() - missing_since
+                if waited >= grace_s and missing_s >= MISSING_S:
                     raise
                 last = replace(last, note=str(error))
             else:
-                missing = 0
+                missing_since = None
                 if status.state in ENDED and (status.video_urls or status.state != State.COMPLETED):
                     yield status
                     return

@@ -4,6 +4,7 @@ Each step is written to the ledger before the next one begins, so that a process
 in here can go on from the row. Nothing in here can cost money.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import errors
-from .client import JobStatus, RunComfyClient, State
+from .client import NEW_REQUEST_GRACE_S, JobStatus, RunComfyClient, State
 from .download import download
 from .job import Clip, Job
 from .ledger import Ledger, Row
@@ -27,8 +28,9 @@ log = logging.getLogger("runcomfy")
 DURATION_TOLERANCE_S = 0.5
 DEAD_LINK_PAUSES_S = (2.0, 10.0)
 RENAME_ATTEMPTS = 20  # on Windows a virus scanner or a preview may hold a new file for a moment
+NAME_ATTEMPTS = 10_000
 LEFTOVER_S = 3600.0  # a download that nobody has written to for so long is nobody's
-_GONE = (403, 404, 410)
+_GONE = (404, 410)
 _STATES = {State.IN_PROGRESS: JobState.IN_PROGRESS, State.COMPLETED: JobState.IN_PROGRESS}
 
 
@@ -69,11 +71,7 @@ class Collector:
         job.update(state=state)
         job.unwritten.append((state, values))
         try:
-            while job.unwritten:
-                pending, its_values = job.unwritten[0]
-                with suppress(errors.TransitionRefused):  # another process was quicker
-                    self._ledger.advance(row.id, pending, **its_values)
-                job.unwritten.pop(0)
+            self.flush(job, row.id)
         except errors.LedgerError as error:
             request_id = job.progress.request_id
             log.error("request %s goes on, but is not in the ledger: %s", request_id, error)
@@ -103,19 +101,34 @@ class Collector:
     def from_disk(self, row: Row) -> Clip | None:
         """The clip that the row names, if it is still there as it was saved, and plays.
 
-        The row gets the name before the file does, and a process may die in between: the size
+        The row gets the name before the file does, and a process may die in between: the hash
         tells this clip from one that took the name instead.
         """
         if row.path is None or row.request_id is None:
             return None
         path = Path(row.path)
         try:
-            if path.stat().st_size != row.file_bytes:
+            if _sha256(path) != row.file_sha256:
                 return None
             info = video.inspect(path)
         except (errors.MediaError, OSError):
             return None
         return Clip(row.id, path, row.request_id, info, row.cost_usd, reused=True)
+
+    def _saved_meanwhile(self, row: Row) -> Clip | None:
+        try:
+            return self.from_disk(self._ledger.get(row.id))
+        except errors.LedgerError as error:  # the clip at hand is worth more than the question
+            log.error("%s", error)
+            return None
+
+    def flush(self, job: Job, row_id: int) -> None:
+        """Write what the ledger could not take before; raises LedgerError if it still cannot."""
+        while job.unwritten:
+            pending, its_values = job.unwritten[0]
+            with suppress(errors.TransitionRefused):  # another process was quicker
+                self._ledger.advance(row_id, pending, **its_values)
+            job.unwritten.pop(0)
 
     def _watch(
         self, job: Job, row: Row, client: RunComfyClient, request_id: str, is_new: bool
@@ -127,7 +140,7 @@ class Collector:
                 lambda seconds: self._pause(job, seconds),
                 poll_s=job.connection.poll_s,
                 timeout_s=job.connection.timeout_s,
-                **({} if is_new else {"grace_s": 0.0}),
+                grace_s=NEW_REQUEST_GRACE_S if is_new else 0.0,
             ):
                 state = _STATES.get(status.state)
                 if state and state != job.progress.state:
@@ -147,18 +160,20 @@ class Collector:
         return status
 
     def _save(self, job: Job, row: Row, client: RunComfyClient, status: JobStatus) -> Clip:
+        if (meanwhile := self._saved_meanwhile(row)) is not None:  # another process was quicker
+            return meanwhile
         self.record(job, row, JobState.DOWNLOADING)
         job.update(queue_position=None, note="")
         part = self._part(row, status.request_id)
         try:
             info = self._fetch(job, row, client, status, part)
-            meanwhile = self.from_disk(self._ledger.get(row.id))
-            if meanwhile is not None:  # another process was quicker
+            if (meanwhile := self._saved_meanwhile(row)) is not None:
                 return meanwhile
             video.add_metadata(part, prompt=row.prompt, workflow=row.workflow)
             path = self._place(job, row, part, info)
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # held open by a scanner: it is removed with the leftovers
+                part.unlink(missing_ok=True)
         self.record(job, row, JobState.COMPLETED, path=str(path), cost_usd=status.cost_usd)
         cost_usd = self._cost(client, status)
         if cost_usd != status.cost_usd:
@@ -205,10 +220,10 @@ class Collector:
 
         The name is written down first: whoever finds the row later finds the file.
         """
-        file_bytes = part.stat().st_size
-        while True:
-            path = self._places.candidate(row.prefix, info.width, info.height)
-            self.record(job, row, JobState.DOWNLOADING, path=str(path), file_bytes=file_bytes)
+        file_sha256 = _sha256(part)
+        for extra in range(NAME_ATTEMPTS):
+            path = _counted_up(self._places.candidate(row.prefix, info.width, info.height), extra)
+            self.record(job, row, JobState.DOWNLOADING, path=str(path), file_sha256=file_sha256)
             try:
                 _rename_to_new(part, path)
             except FileExistsError:
@@ -216,9 +231,11 @@ class Collector:
             except OSError as error:
                 raise errors.MediaError(
                     f"The clip cannot be saved as {path}: {error.strerror or error}. It stays at "
-                    "RunComfy: mend that and queue again, nothing is charged for it."
+                    "RunComfy: choose another filename_prefix, or mend that, and queue again; "
+                    "nothing is charged for it."
                 ) from None
             return path
+        raise errors.MediaError(f"There is no free name like {path}. Choose another prefix.")
 
     def _expired(self, job: Job, row: Row, request_id: str) -> errors.ResultExpired:
         self.record(job, row, JobState.EXPIRED)
@@ -237,8 +254,9 @@ class Collector:
         name = f".runcomfy-{re.sub(r'[^A-Za-z0-9_-]', '_', request_id)[:64]}"
         folder = self._places.folder(row.prefix)
         for leftover in folder.glob(f"{name}.*.part*"):  # of a process that died
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
-                leftover.unlink(missing_ok=True)
+            with suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
+                    leftover.unlink(missing_ok=True)
         return folder / f"{name}.{secrets.token_hex(4)}.part"
 
 
@@ -249,6 +267,22 @@ def expired(request_id: str | None) -> errors.ResultExpired:
         "any more. To make and pay for it anew, change the seed.",
         request_id=request_id,
     )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _counted_up(path: Path, extra: int) -> Path:
+    """The name ``extra`` numbers on: ComfyUI's count can miss files that are there."""
+    found = re.fullmatch(r"(.*_)(\d+)(_\.mp4)", path.name)
+    if not extra or found is None:
+        return path
+    return path.with_name(f"{found[1]}{int(found[2]) + extra:05}{found[3]}")
 
 
 def _rename_to_new(part: Path, path: Path) -> None:
@@ -265,11 +299,12 @@ def _rename_to_new(part: Path, path: Path) -> None:
             path.unlink(missing_ok=True)
             raise
     if os.name == "posix":  # the name itself survives a power cut only once its folder is synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # some network folders cannot do that
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def _replace(part: Path, path: Path) -> None:

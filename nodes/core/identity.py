@@ -53,7 +53,7 @@ def identify(
         "origin": origin,
         "model": request.model_id,
         "payload": payload,
-        "seed": str(seed),
+        "seed": str(int(seed)),
         "occurrence": occurrence,
     }
     return Identity(_hash(whole), _hash(_without_pixels(whole)), payload)
@@ -61,7 +61,7 @@ def identify(
 
 def canonical(value: object) -> str:
     """JSON that is the same for the same value. Identities hash it: a change here changes all."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _hash(value: object) -> str:

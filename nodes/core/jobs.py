@@ -14,24 +14,26 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from . import errors, stop
-from .client import RunComfyClient
-from .collect import Collector, Places, expired
+from . import errors, owner, stop
+from .client import NEW_REQUEST_GRACE_S, RunComfyClient
+from .collect import Collector, Places
 from .identity import Identity, identify
 from .job import Clip, Connection, Job, Order
-from .kling import IMAGE_MAX_BYTES
+from .kling import IMAGE_MAX_BYTES, is_loopback_url
 from .ledger import Ledger, NewJob, Row
 from .media import images
-from .states import AT_RUNCOMFY, JobState
+from .states import NOT_BINDING, JobState
 from .transport import Transport
 
 log = logging.getLogger("runcomfy")
 
 SUBMIT_ATTEMPTS = 4  # only of submits that surely did not arrive, or were refused for the rate
+FLUSH_ATTEMPTS = 5
 LOOK_S = 1.0  # how often to look whether another process has sent the job
 NEW_TAKE = "Change the seed for a new take."
 JOINED = "Joined, $0 more: this very request was already under way."
@@ -62,6 +64,7 @@ class JobRunner:
         self._places = places
         self._clock = clock
         self._wait = wait
+        self._started = clock()
         self._collector = Collector(ledger, places, clock=clock, pause=self._pause)
         self._live: dict[int, Job] = {}
         self._lock = threading.Lock()
@@ -80,7 +83,8 @@ class JobRunner:
         for row in self._ledger.unfinished(transport.origin):
             with self._lock:
                 watched = row.id in self._live
-            if row.account == transport.account and not watched:
+            elsewhere = row.owner != owner.me() and not owner.is_dead(row.owner)
+            if row.account == transport.account and not watched and not elsewhere:
                 job = Job(row.price_usd, connection, self._clock)
                 resumed.append(self._begin(job, partial(self._attach, job, row)))
         return resumed
@@ -128,6 +132,7 @@ class JobRunner:
             outcome = errors.RunComfyError(f"Unexpected {type(error).__name__}: {error}")
         if isinstance(outcome, errors.RunComfyError) and not outcome.request_id:
             outcome.request_id = job.progress.request_id
+        self._flush(job)
         job.update(state=_last_state(job, outcome), note="")
         with self._lock:
             self._live = {row_id: live for row_id, live in self._live.items() if live is not job}
@@ -138,7 +143,25 @@ class JobRunner:
         else:
             log.warning("job ended without a clip: %s", outcome)
 
+    def _flush(self, job: Job) -> None:
+        """A last try to write what the ledger could not take: lost here, it is lost."""
+        with self._lock:
+            row_id = next((row_id for row_id, live in self._live.items() if live is job), None)
+        for attempt in range(FLUSH_ATTEMPTS if job.unwritten and row_id is not None else 0):
+            if attempt:
+                self._wait(threading.Event(), LOOK_S)
+            with suppress(errors.LedgerError):
+                self._collector.flush(job, int(row_id or 0))
+                return
+
     def _make(self, job: Job, order: Order) -> Clip:
+        transport = job.connection.transport
+        url = "" if order.start_image is not None else order.start_image_url
+        if is_loopback_url(url) and not is_loopback_url(transport.origin):
+            raise errors.InputError(
+                f"start_image_url is {url!r}, an address of this machine, which RunComfy cannot "
+                "reach. Wire Load Image to start_image instead."
+            )
         self._places.folder(order.prefix)  # a prefix that cannot be used is refused before a charge
         start = (
             images.check(order.start_image, "start_image")
@@ -155,23 +178,23 @@ class JobRunner:
         )
         row = self._ledger.find(identity.full)
         if row is not None:
-            return self._attach(job, row)
+            return self._attach(job, row, order.prefix)
         notes = order.request.warnings()
         payload = order.request.payload(
             self._url(job, start, notes) if start else order.start_image_url,
             end_image_url=self._url(job, end, notes) if end else None,
         )
         if job.stop_requested.is_set():
-            raise errors.JobCancelled("Stopped before the job was sent; nothing is charged.")
+            raise errors.JobCancelled(stop.NOT_SENT)
         near = self._ledger.find_near(identity.near, identity.full)
-        if near is not None and near.request_id:
+        if near is not None and near.request_id and near.id not in self._live:
             notes.append(
                 f"Request {near.request_id} differs from this one in its pixels only and was never "
                 "collected. Did the picture change by itself? Its clip can still be collected."
             )
         row, is_ours = self._claim(job, order, identity, payload)
         if not is_ours:
-            return self._attach(job, row)
+            return self._attach(job, row, order.prefix)
         request_id = self._send(job, row, order.request.model_id, payload)
         clip = self._collector.collect(job, row, request_id, is_new=True)
         return replace(clip, notes=(*notes, *clip.notes))
@@ -235,7 +258,7 @@ class JobRunner:
         while True:
             attempt += 1
             if job.stop_requested.is_set():
-                raise errors.JobCancelled("Stopped before the job was sent; nothing is charged.")
+                raise errors.JobCancelled(stop.NOT_SENT)
             try:
                 return client.submit(model_id, payload, give_up=job.stop_requested.is_set)
             except (errors.NeverLeft, errors.RateLimitError) as error:
@@ -246,12 +269,12 @@ class JobRunner:
                 job.update(note=str(error))
                 self._pause(job, pause_s)
 
-    def _attach(self, job: Job, row: Row) -> Clip:
+    def _attach(self, job: Job, row: Row, prefix: str | None = None) -> Clip:
         """Join a request that was made before; nothing in here sends anything."""
         while True:
             with self._lock:
                 live = self._live.get(row.id)
-                if live is None and row.state in (*AT_RUNCOMFY, JobState.COMPLETED):
+                if live is None and row.state not in (JobState.SUBMITTING, *NOT_BINDING):
                     self._live[row.id] = job
             if live is not None:
                 job.follows = live
@@ -259,42 +282,60 @@ class JobRunner:
             if row.state != JobState.SUBMITTING:
                 break
             if job.stop_requested.is_set():
-                raise errors.JobCancelled("Stopped. Another ComfyUI is sending this very request.")
+                raise errors.JobCancelled(
+                    "Stopped here. Another ComfyUI is sending this very request; it may be charged."
+                )
             job.update(note="Another ComfyUI is sending this very request")
             self._pause(job, LOOK_S)
             row = self._ledger.get(row.id)
-        return self._collect_again(job, row)
+        return self._collect_again(job, replace(row, prefix=prefix or row.prefix))
 
     def _collect_again(self, job: Job, row: Row) -> Clip:
-        if row.state == JobState.UNKNOWN:
-            raise errors.SubmitUnknown(
-                "This very request was sent before, but no clear answer came back. It may be "
-                "running and may be charged, so it is not sent again by itself. Look for it on "
-                "RunComfy's Generations page; to pay for a new take, change the seed.",
+        if row.state in NOT_BINDING:
+            raise errors.JobFailed(
+                "The very same request, made at the same time, came to nothing: "
+                f"{row.error or row.state.value}. Queue again.",
                 request_id=row.request_id,
             )
-        if row.state == JobState.EXPIRED:
-            raise expired(row.request_id)
-        clip = self._collector.from_disk(row) if row.state == JobState.COMPLETED else None
+        if row.request_id is None:
+            raise _sent_before(row)
+        clip = self._collector.from_disk(row)
         if clip is not None:
+            self._collector.record(job, row, JobState.COMPLETED)
             return _again(clip, REUSED)
-        if row.account != job.connection.transport.account:
+        how = FETCHED if row.path else COLLECTED
+        if row.state == JobState.COMPLETED:
+            self._ledger.reopen(row.id)
+            row = replace(row, state=JobState.DOWNLOADING)
+        elif row.state in (JobState.UNKNOWN, JobState.EXPIRED):  # asking again is free
+            self._ledger.advance(row.id, JobState.IN_QUEUE)
+            row = replace(row, state=JobState.IN_QUEUE)
+        job.update(state=row.state, request_id=row.request_id)
+        is_new = self._clock() - self._started < NEW_REQUEST_GRACE_S
+        try:
+            clip = self._collector.collect(job, row, str(row.request_id), is_new=is_new)
+        except (errors.AuthError, errors.ResultExpired):
+            if row.account == job.connection.transport.account:
+                raise
             raise errors.InputError(
                 "This very request was already sent with another RunComfy account. Collect it with "
                 "that account's token, or change the seed to pay for it with this one.",
                 request_id=row.request_id,
-            )
-        how = COLLECTED
-        if row.state == JobState.COMPLETED:
-            how = FETCHED
-            row = self._ledger.advance(row.id, JobState.DOWNLOADING, path=None)
-        job.update(state=row.state, request_id=row.request_id)
-        clip = self._collector.collect(job, row, str(row.request_id), is_new=False)
+            ) from None
         return _again(clip, how)
 
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
+
+
+def _sent_before(row: Row) -> errors.SubmitUnknown:
+    return errors.SubmitUnknown(
+        "This very request was sent before, but no clear answer came back. It may be running and "
+        "may be charged, so it is not sent again by itself. Look for it on RunComfy's Generations "
+        "page; to pay for a new take, change the seed.",
+        request_id=row.request_id,
+    )
 
 
 def _again(clip: Clip, how: str) -> Clip:

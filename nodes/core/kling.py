@@ -5,6 +5,7 @@ Sources: [page] RunComfy's API page of kling/kling-3.0/standard/image-to-video, 
 behind it, published by other hosts of Kling and enforced by it rather than by RunComfy's schema.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ SHOT_PROMPT_CHARS = 512  # [kling] likewise
 IMAGE_MIN_SIDE_PX = 300  # [kling]
 IMAGE_MAX_ASPECT = 2.5  # [kling] from 1:2.5 to 2.5:1
 IMAGE_MAX_BYTES = 10_000_000  # [kling]
+MAX_SEED = 2**64 - 1
+# a name with a dot, an optional port, no user name, nothing that needs to be encoded
+_PUBLIC_URL = re.compile(r"https://[\w-]+(\.[\w-]+)+(:\d{1,5})?(/[^\s\\]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -173,14 +177,18 @@ def no_end_image(model: str) -> str:
     return f"{model} takes no end image. Set model to {able}, or unplug end_image."
 
 
+def is_loopback_url(url: str) -> bool:
+    """True for an http address of this very machine: good for a rehearsal only."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and is_loopback(parts.hostname)
+
+
 def url_fault(url: str, name: str) -> list[str]:
     """What is wrong with an address that RunComfy is to fetch a picture from; empty if nothing."""
-    try:
-        parts = urlsplit(url.strip())
-        host = parts.hostname
-    except ValueError:
-        parts, host = urlsplit(""), None
-    if host and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
+    if _PUBLIC_URL.fullmatch(url.strip()) or is_loopback_url(url.strip()):
         return []
     shown = url if len(url) <= 80 else url[:79] + "…"
     return [
@@ -195,6 +203,7 @@ def faults(
     model: str | None = None,
     duration_s: float | None = None,
     cfg_scale: float | None = None,
+    seed: int | None = None,
     shots: Sequence[Shot] = (),
 ) -> list[str]:
     """What is wrong with the values that are known so far; None means not known yet.
@@ -209,6 +218,8 @@ def faults(
         found.append(f"Model {model!r} is not known. Choose one of {', '.join(MODELS)}.")
     if duration_s is not None:
         found += _duration_faults(duration_s, DURATION_S, "Duration")
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        found.append(f"seed is {seed}. Set it from 0 to {MAX_SEED}.")
     low, high = CFG_SCALE
     if cfg_scale is not None and not low <= cfg_scale <= high:
         found.append(f"cfg_scale is {cfg_scale:g}. Set it from {low:g} to {high:g}.")
@@ -217,6 +228,8 @@ def faults(
 
 def _duration_faults(duration_s: float, limits: tuple[int, int], name: str) -> list[str]:
     low, high = limits
+    if not isinstance(duration_s, int | float):
+        return [f"{name} is {duration_s!r}. Set it to whole seconds from {low} to {high}."]
     if low <= duration_s <= high and duration_s == int(duration_s):
         return []
     return [f"{name} is {duration_s:g} s. Set it to whole seconds from {low} to {high}."]

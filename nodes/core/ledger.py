@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ from . import owner
 from .errors import LedgerError, TransitionRefused
 from .identity import canonical
 from .ledger_schema import BINDING, CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
-from .states import JobState
+from .states import AT_RUNCOMFY, JobState
 
 POST_MARGIN_S = 60.0
 
@@ -50,11 +51,26 @@ _ALLOWED: Mapping[JobState, tuple[JobState, ...]] = {
         JobState.EXPIRED,
     ),
     JobState.DOWNLOADING: (JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED),
-    JobState.COMPLETED: (JobState.DOWNLOADING, JobState.EXPIRED),
-    JobState.UNKNOWN: (JobState.IN_QUEUE, JobState.FAILED, JobState.CANCELLED),
+    JobState.COMPLETED: (JobState.EXPIRED,),
+    # a late answer, or a request id that can be asked for after all, ends the unknown
+    JobState.UNKNOWN: (
+        JobState.IN_QUEUE,
+        JobState.IN_PROGRESS,
+        JobState.DOWNLOADING,
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+    ),
     JobState.FAILED: (),
     JobState.CANCELLED: (),
-    JobState.EXPIRED: (),
+    # what was gone may be back: RunComfy is asked again, which is free
+    JobState.EXPIRED: (
+        JobState.IN_QUEUE,
+        JobState.IN_PROGRESS,
+        JobState.DOWNLOADING,
+        JobState.COMPLETED,
+        JobState.FAILED,
+    ),
 }
 
 
@@ -96,12 +112,17 @@ class Row:
     price_usd: float
     cost_usd: float | None
     path: str | None
-    file_bytes: int | None
+    file_sha256: str | None
     error: str | None
     created_at: float
     changed_at: float
     post_over_at: float
     collected_at: float | None
+
+
+def sqlite_url(path: Path) -> sa.URL:
+    """The URL of a ledger in a file, whatever characters its path has."""
+    return sa.URL.create("sqlite", database=str(path))
 
 
 class Ledger:
@@ -111,21 +132,26 @@ class Ledger:
     call raises LedgerError when the database cannot be used or a newer version of the pack made it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         """Take an SQLAlchemy URL of SQLite or PostgreSQL; raises LedgerError for any other."""
         try:
-            self._engine = sa.create_engine(url)
-        except (sa.exc.ArgumentError, ImportError) as error:
+            parsed = sa.make_url(url)
+            is_sqlite = parsed.get_backend_name() == "sqlite"
+            self._engine = sa.create_engine(parsed, pool_pre_ping=not is_sqlite)
+        except (sa.exc.SQLAlchemyError, ImportError, ValueError):  # may quote the password
             raise LedgerError(
-                f"RUNCOMFY_LEDGER_URL cannot be used: {error}. Use sqlite:///path or, with the "
-                "psycopg package installed, postgresql+psycopg://user@host/database."
+                "RUNCOMFY_LEDGER_URL cannot be used. Set it to sqlite:///path or, with the psycopg "
+                "package installed, to postgresql+psycopg://user@host/database."
             ) from None
-        self._name = self._engine.url.render_as_string(hide_password=True)
+        if is_sqlite and parsed.database in (None, "", ":memory:"):
+            raise LedgerError("A ledger in memory forgets what was paid. Name a file.")
+        self._name = parsed.set(query={}).render_as_string(hide_password=True)
         if self._engine.dialect.name not in ("sqlite", "postgresql"):
             raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
         if self._engine.dialect.name == "sqlite":
             tune_sqlite(self._engine)
         self._is_open = False
+        self._file: tuple[int, int] | None = None
         self._opening = threading.Lock()
 
     def close(self) -> None:
@@ -150,6 +176,7 @@ class Ledger:
         values = {field.name: getattr(new, field.name) for field in fields(new)}
         for name in _JSON_COLUMNS:
             values[name] = canonical(values[name]) if values[name] is not None else None
+        self._check_file()
         with self._transaction("written") as conn:
             if conn.dialect.name == "postgresql":  # SQLite's transactions exclude each other anyway
                 conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
@@ -199,6 +226,13 @@ class Ledger:
                 _note(conn, row_id, state)
             return _get(conn, row_id)
 
+    def reopen(self, row_id: int) -> None:
+        """A completed job whose file is gone is downloaded again."""
+        query = sa.update(jobs).where(jobs.c.id == row_id, jobs.c.state == JobState.COMPLETED.value)
+        with self._transaction("written") as conn:
+            if conn.execute(query.values(state=JobState.DOWNLOADING.value)).rowcount:
+                _note(conn, row_id, JobState.DOWNLOADING)
+
     def set(self, row_id: int, **values: Any) -> None:
         """Set ``values`` of a job that keeps its state."""
         with self._transaction("written") as conn:
@@ -244,11 +278,15 @@ class Ledger:
             return _row(found) if found else None
 
     def unfinished(self, origin: str) -> list[Row]:
-        """Jobs of this origin that RunComfy has and that have no clip yet, oldest first."""
-        states = (JobState.IN_QUEUE, JobState.IN_PROGRESS, JobState.DOWNLOADING)
+        """Jobs of this origin that RunComfy may have and that have no clip yet, oldest first."""
+        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
         query = (
             sa.select(jobs)
-            .where(jobs.c.origin == origin, jobs.c.state.in_([state.value for state in states]))
+            .where(
+                jobs.c.origin == origin,
+                jobs.c.request_id.is_not(None),
+                jobs.c.state.in_([state.value for state in states]),
+            )
             .order_by(jobs.c.id)
         )
         with self._transaction("read") as conn:
@@ -272,6 +310,25 @@ class Ledger:
         with self._transaction("read") as conn:
             return [(JobState(state), float(at)) for state, at in conn.execute(query)]
 
+    def _file_id(self) -> tuple[int, int] | None:
+        path = self._engine.url.database
+        if self._engine.dialect.name != "sqlite" or path is None:
+            return None
+        try:
+            found = Path(path).stat()
+        except OSError:
+            return (0, 0)
+        return (found.st_dev, found.st_ino)
+
+    def _check_file(self) -> None:
+        """A deleted file goes on for whoever has it open, and is forgotten with the process."""
+        if self._is_open and self._file_id() != self._file:
+            raise LedgerError(
+                f"The ledger of jobs ({self._name}) was removed or replaced while ComfyUI runs, so "
+                "nothing is sent. Put it back, or start ComfyUI again to begin a new one: it will "
+                "not know what was paid before."
+            )
+
     @contextmanager
     def _transaction(self, what: str) -> Iterator[sa.Connection]:
         try:
@@ -279,15 +336,15 @@ class Ledger:
                 if not self._is_open:
                     with self._engine.begin() as conn:
                         migrate(conn, self._name)
-                    self._is_open = True
+                    self._is_open, self._file = True, self._file_id()
             with self._engine.begin() as conn:
                 yield conn
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, OSError, ValueError) as error:
             cause = getattr(error, "orig", None) or error
             raise LedgerError(
                 f"The ledger of jobs ({self._name}) could not be {what}: {cause}. Without it a "
-                "job could be paid twice or lost, so nothing was sent. Make room or give write "
-                "access there, or set RUNCOMFY_LEDGER_URL to another place."
+                "job could be paid twice or lost, so none is sent. Make room or give write access "
+                "there, or set RUNCOMFY_LEDGER_URL to another place."
             ) from None
 
 
@@ -299,12 +356,13 @@ def _age(conn: sa.Connection) -> None:
     ).all():
         if not (is_over or owner.is_dead(sender)):
             continue
-        conn.execute(
+        aged = conn.execute(
             sa.update(jobs)
-            .where(jobs.c.id == row_id)
+            .where(jobs.c.id == row_id, jobs.c.state == JobState.SUBMITTING.value)
             .values(state=JobState.UNKNOWN.value, changed_at=NOW)
         )
-        _note(conn, row_id, JobState.UNKNOWN)
+        if aged.rowcount:  # its sender may have written the answer meanwhile
+            _note(conn, row_id, JobState.UNKNOWN)
 
 
 def _find(conn: sa.Connection, identity: str) -> Row | None:

@@ -3,6 +3,8 @@
 The clock is the database's own, so that machines which share a ledger need not agree.
 """
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ jobs = sa.Table(
     sa.Column("price_usd", sa.Double, nullable=False),
     sa.Column("cost_usd", sa.Double),
     sa.Column("path", sa.Text),
-    sa.Column("file_bytes", sa.BigInteger),
+    sa.Column("file_sha256", sa.String(64)),
     sa.Column("error", sa.Text),
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("changed_at", sa.Double, nullable=False),
@@ -100,6 +102,8 @@ def tune_sqlite(engine: sa.Engine) -> None:
         path = engine.url.database
         if path and path != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # prompts and signed addresses are for its owner's eyes
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, stat.S_IRUSR | stat.S_IWUSR))
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _: object) -> None:

@@ -5,25 +5,50 @@ A submit whose sender died without an answer is unknown at once, and not only wh
 
 import os
 import platform
+from functools import cache
+from pathlib import Path
 
 import psutil
 
 
 def me() -> str:
     """This process: machine, process id, and when it started."""
-    pid = os.getpid()
-    return f"{platform.node()} {pid} {psutil.Process(pid).create_time():.2f}"
+    return _name(os.getpid())
 
 
 def is_dead(owner: str) -> bool:
     """True if that process surely lives no more; False for one of another machine."""
-    machine, _, process = owner.partition(" ")
-    if machine != platform.node():
+    if owner == me():
         return False
-    pid, _, started = process.partition(" ")
+    machine, pid, started = (*owner.split(" "), "", "")[:3]
+    if machine != _machine() or not pid.isdigit():
+        return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
-    except psutil.NoSuchProcess:
+        return _started(int(pid)) != started
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
-    except (ValueError, psutil.Error):
+    except (psutil.Error, OSError):
         return False
+
+
+@cache
+def _name(pid: int) -> str:
+    return f"{_machine()} {pid} {_started(pid)}"
+
+
+@cache
+def _machine() -> str:
+    """With Linux also this boot and this container: process ids mean nothing elsewhere."""
+    name = platform.node().replace(" ", "_")
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{name}/{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return name
+
+
+def _started(pid: int) -> str:
+    """When a process started: by Linux's own count, which no change of the clock moves."""
+    if Path("/proc/self/stat").exists():
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{psutil.Process(pid).create_time():.0f}"

@@ -119,8 +119,10 @@ def parse_origin(url: str) -> str:
         )
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigError(f"The API address {url!r} would send the token unencrypted. {hint}")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+    host = parts.hostname.rstrip(".")
+    host = f"[{host}]" if ":" in host else host
+    is_default = port in (None, {"https": 443, "http": 80}[parts.scheme])
+    return f"{parts.scheme}://{host}" + ("" if is_default else f":{port}")
 
 
 def is_loopback(host: str | None) -> bool:

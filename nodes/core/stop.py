@@ -18,6 +18,7 @@ log = logging.getLogger("runcomfy")
 CANCEL_ATTEMPTS = 10  # of cancels that brought no answer: asking again is free
 CANCEL_PAUSE_S = 1.0
 LOOK_S = 0.05
+NOT_SENT = "Stopped before the job was sent. Nothing is charged."
 COLLECTING = "Its clip will be saved to the output folder when it is ready."
 
 
@@ -39,7 +40,10 @@ def call_off(
     if job.ended:
         return _ended_text(job)
     if job.progress.state == JobState.DOWNLOADING:
-        return f"Stopped. The clip was already made ({job.price_text}), it is saved."
+        return (
+            f"Stopped. The clip was already made ({job.price_text}) and is being saved; if that "
+            "fails, queue again to fetch it."
+        )
     client = RunComfyClient(job.connection.transport, clock=clock)
     outcome = _cancel(client, str(job.progress.request_id), wait)
     (job.follows or job).wake.set()
@@ -76,9 +80,12 @@ def _ended_text(job: Job) -> str:
     """What to say when a job is stopped that had just ended by itself."""
     outcome = job.outcome
     if isinstance(outcome, Clip):
-        return f"Stopped. The clip was already made ({job.price_text}) and saved: {outcome.path}"
+        price = "$0" if outcome.reused else job.price_text
+        return f"Stopped. The clip was already there ({price}): {outcome.path}"
     if isinstance(outcome, errors.SubmitUnknown):
         return f"Stopped. The job may have reached RunComfy and may be charged, {job.price_text}."
+    if isinstance(outcome, errors.JobCancelled):
+        return str(outcome)
     if job.progress.request_id is None:
-        return "Stopped before the job was sent. Nothing is charged."
+        return NOT_SENT
     return f"Stopped. The job had already ended: {outcome}"

@@ -298,7 +298,12 @@ class Transport:
             ) from None
         code = response.status_code
         parsed = answers.parse(bytes(content))
-        if parsed is not None and code < 300 and "status" in parsed:
+        state = parsed.get("status") if parsed is not None and code < 300 else None
+        if (
+            parsed is not None
+            and state
+            and not (state == "error" and answers.is_passing(code, parsed))
+        ):
             return Answer(code, parsed)  # a failed job has an error_code too; its state says more
         if parsed is None or answers.is_passing(code, parsed) or 300 <= code < 400:
             said = answers.words(parsed, self._token).rstrip(". ") or ("" if parsed else "no JSON")

@@ -109,6 +109,11 @@ def to_pixels(image: torch.Tensor, name: str = "image") -> tuple[np.ndarray, lis
             f"{name} has the shape {list(shape)}; a picture is [height, width, channels] with "
             "1, 3 or 4 channels."
         )
+    if not image.is_floating_point():
+        raise InputError(
+            f"{name} holds {image.dtype} values; a picture holds floats from 0 to 1. Pass it "
+            "through a node that makes an IMAGE of it."
+        )
     values = image.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(values).all()):
         raise InputError(

@@ -39,21 +39,22 @@ def inspect(path: Path) -> ClipInfo:
         MediaError: Not a video, it does not decode, or it ends before its time.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MediaError(f"{path.name} has no video in it.")
             stream = container.streams.video[0]
             frame = next(container.decode(stream))
-            duration_s = float(container.duration or 0) / av.time_base
+            promised_s = 0.0  # where the video's own length is not told, nothing can be missing
             if stream.duration and stream.time_base:
-                duration_s = float(stream.duration * stream.time_base)
+                promised_s = float(stream.duration * stream.time_base)
+            duration_s = promised_s or float(container.duration or 0) / av.time_base
             container.seek(0)
             ends = [
                 float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 for packet in container.demux(stream)
                 if packet.pts is not None and packet.size
             ]
-            if not ends or max(ends) < duration_s - MISSING_S:
+            if not ends or max(ends) < promised_s - MISSING_S:
                 raise MediaError(
                     f"{path.name} ends at {max(ends, default=0):.1f} s of {duration_s:.1f} s."
                 )
@@ -97,7 +98,7 @@ def add_metadata(
 def _copy_streams(source: Path, target: Path, texts: Mapping[str, str]) -> None:
     options = {"movflags": "use_metadata_tags+faststart"}
     with (
-        av.open(str(source)) as old,
+        av.open(str(source), metadata_errors="replace") as old,
         av.open(str(target), "w", format="mp4", options=options) as new,
     ):
         new.metadata.update({**old.metadata, **texts})
@@ -122,7 +123,10 @@ def last_frame(path: Path) -> torch.Tensor:
 
 def _last_decoded(path: Path, *, from_keyframe: bool) -> av.VideoFrame | None:
     frame = None
-    with suppress(av.FFmpegError, EOFError), av.open(str(path)) as container:
+    with (
+        suppress(av.FFmpegError, EOFError),
+        av.open(str(path), metadata_errors="replace") as container,
+    ):
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         if from_keyframe and stream.duration:
