@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from pathlib import Path
 
 import av
 import pytest
@@ -118,6 +119,10 @@ def test_two_nodes_run_at_once_and_get_different_files(engine, api):
             {"filename_prefix": "../../out"},
             "filename_prefix '../../out' leaves ComfyUI's output folder",
         ),
+        ({"filename_prefix": "x" * 300}, "cannot be a file's name here"),
+        ({"filename_prefix": "漢" * 90}, "cannot be a file's name here"),
+        ({"filename_prefix": " "}, "filename_prefix is empty"),
+        ({"seed": 2**64}, "Set it from 0 to 18446744073709551615"),
         ({"size": (480, 200)}, "480 × 200 px"),
         ({"size": (1000, 300)}, "1000:300"),
     ],
@@ -151,6 +156,23 @@ def test_the_same_graph_again_in_a_new_engine_session_costs_nothing(engine, api)
     assert second.outputs["2"][2] == first.outputs["2"][2]
     assert "Reused, $0" in second.texts[-1][1]
     assert len(api.submissions) == 1
+
+
+def test_a_clip_that_was_deleted_comes_back_although_comfyui_has_it_in_its_cache(engine, api):
+    executor, prompt = engine.executor(), prompt_of(engine)
+    (path,) = engine.run(prompt, executor=executor).outputs["2"][2]
+    Path(path).unlink()
+    again = engine.run(prompt, executor=executor)
+    assert "Fetched again, $0" in again.texts[-1][1]
+    assert Path(again.outputs["2"][2][0]).exists()
+    assert len(api.submissions) == 1
+
+
+def test_a_prefix_that_ends_in_a_slash_names_every_clip(engine, api):
+    for _ in range(2):
+        outcome = engine.run(prompt_of(engine, filename_prefix="slash/"))
+        assert outcome.succeeded, outcome.error
+    assert len(list(engine.output.glob("slash_*.mp4"))) == 2
 
 
 def test_two_identical_nodes_are_one_job(engine, api):

@@ -252,3 +252,12 @@ def test_no_thread_is_left_when_a_job_has_ended(runner, rehearsal):
     before = set(threading.enumerate())
     run(runner, rehearsal)
     until(lambda: not {t for t in threading.enumerate() if "runcomfy" in t.name} - before)
+
+
+def test_an_address_of_this_machine_is_not_sent_to_runcomfy(runner):
+    order = make_order(image=None, start_image_url="http://127.0.0.1:8188/view?filename=a.png")
+    transport = Transport("https://model-api.runcomfy.invalid", "token-1")
+    job = runner.start(order, Connection(transport, InlineUploader(), poll_s=1, timeout_s=9))
+    with pytest.raises(errors.InputError, match="an address of this machine"):
+        job.waiter().result(10)
+    assert runner._ledger.newest(9) == []

@@ -129,3 +129,51 @@ def test_every_model_has_its_id_and_its_price_of_ten_seconds(model, silent, audi
 
 def test_these_are_all_models():
     assert list(kling.MODELS) == ["kling-3.0/standard", "kling-3.0/pro", "kling-3.0/4k"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "C:\\pic.png",
+        "/home/me/pic.png",
+        "http://example.org/a.png",
+        "https://localhost",
+        "https://x",
+        "https://exa mple.com/a.png",
+        "https://example.org/a b.png",
+        "https://u:p@example.org/a.png",
+        "https://example.org:port/",
+        "ftp://example.org/a.png",
+        "data:image/png;base64,xxxx",
+        "",
+    ],
+)
+def test_addresses_that_runcomfy_cannot_fetch_are_refused(url):
+    if url == "https://localhost":
+        assert kling.is_loopback_url(url)  # refused by the runner unless the API is here too
+        return
+    (fault,) = kling.url_fault(url, "start_image_url")
+    assert "starts with https://" in fault
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/a.png",
+        "https://files.example.org:8443/a/b%20c.png?sig=x&y=1",
+        "https://example.org",
+    ],
+)
+def test_addresses_on_the_web_are_taken(url):
+    assert kling.url_fault(url, "start_image_url") == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "ok"), [(-1, False), (0, True), (2**64 - 1, True), (2**64, False)]
+)
+def test_the_seed_has_a_range(seed, ok):
+    assert (kling.faults(seed=seed) == []) == ok
+
+
+def test_a_duration_that_is_no_number_is_said():
+    assert "Duration is 'abc'" in kling.faults(duration_s="abc")[0]
