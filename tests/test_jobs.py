@@ -261,3 +261,21 @@ def test_an_address_of_this_machine_is_not_sent_to_runcomfy(runner):
     with pytest.raises(errors.InputError, match="an address of this machine"):
         job.waiter().result(10)
     assert runner._ledger.newest(9) == []
+
+
+def test_what_the_ledger_could_not_take_during_the_job_is_written_after_it(
+    runner, rehearsal, monkeypatch
+):
+    advance, working = runner._ledger.advance, threading.Event()
+
+    def broken(*args, **values):
+        if not working.is_set():
+            raise errors.LedgerError("disk full")
+        return advance(*args, **values)
+
+    monkeypatch.setattr(runner._ledger, "advance", broken)
+    clip = run(runner, rehearsal)
+    assert clip.path.exists()
+    working.set()
+    until(lambda: states(runner)[-1] == "completed")
+    assert row_of(runner, rehearsal).request_id == clip.request_id

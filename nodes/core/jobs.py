@@ -132,11 +132,14 @@ class JobRunner:
             outcome = errors.RunComfyError(f"Unexpected {type(error).__name__}: {error}")
         if isinstance(outcome, errors.RunComfyError) and not outcome.request_id:
             outcome.request_id = job.progress.request_id
-        self._flush(job)
         job.update(state=_last_state(job, outcome), note="")
+        if job.unwritten:  # nobody waits for a ledger that is in trouble
+            job.settle(outcome)
+            self._flush(job)
         with self._lock:
             self._live = {row_id: live for row_id, live in self._live.items() if live is not job}
-        job.settle(outcome)
+        if not job.ended:
+            job.settle(outcome)
         job.connection.transport.close()
         if isinstance(outcome, Clip):
             log.info("clip: %s (request %s)", outcome.path, outcome.request_id)
