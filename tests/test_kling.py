@@ -135,7 +135,7 @@ def test_these_are_all_models():
     "url",
     [
         "C:\\pic.png",
-        "/home/me/pic.png",
+        "/pictures/pic.png",
         "http://example.org/a.png",
         "https://localhost",
         "https://x",
