@@ -91,10 +91,6 @@ class Collector:
         """
         job.update(request_id=request_id)
         client = RunComfyClient(job.connection.transport, clock=self._clock)
-        clip = self.from_disk(row)  # of a process that died before it wrote that down
-        if clip is not None:
-            self.record(job, row, JobState.COMPLETED)
-            return clip
         status = self._watch(job, row, client, request_id, is_new)
         return self._save(job, row, client, status)
 

@@ -174,7 +174,7 @@ class JobRunner:
         end = images.check(order.end_image, "end_image") if order.end_image is not None else None
         identity = identify(
             order.request,
-            origin=job.connection.transport.origin,
+            origin=transport.origin,
             seed=order.seed,
             start_image=start.fingerprint() if start else order.start_image_url,
             end_image=end.fingerprint() if end else None,
