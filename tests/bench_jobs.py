@@ -28,7 +28,8 @@ import torch  # noqa: E402
 from pack.nodes.core.job import Connection, Order  # noqa: E402
 from pack.nodes.core.jobs import JobRunner  # noqa: E402
 from pack.nodes.core.kling import KlingRequest  # noqa: E402
-from pack.nodes.core.ledger import Ledger, NewJob  # noqa: E402
+from pack.nodes.core.ledger import Ledger  # noqa: E402
+from pack.nodes.core.rows import NewJob  # noqa: E402
 from pack.nodes.core.states import JobState  # noqa: E402
 from pack.nodes.core.transport import Transport  # noqa: E402
 from pack.nodes.core.uploaders.inline import InlineUploader  # noqa: E402

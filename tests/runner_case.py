@@ -6,6 +6,7 @@ from dataclasses import replace
 import av
 import torch
 from pack.nodes.core import errors
+from pack.nodes.core.backoff import Backoff
 from pack.nodes.core.job import Connection, Order
 from pack.nodes.core.jobs import JobRunner
 from pack.nodes.core.kling import KlingRequest
@@ -55,9 +56,10 @@ def quick(event, seconds):
     return event.wait(min(seconds, 0.1))
 
 
-def make_runner(folder, wait=quick):
+def make_runner(folder, wait=quick, clock=time.monotonic):
     """A runner as a process started anew has it."""
-    return JobRunner(Ledger(f"sqlite:///{folder / 'ledger.db'}"), Folder(folder), wait=wait)
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+    return JobRunner(ledger, Folder(folder), wait=wait, clock=clock)
 
 
 def until(condition, seconds=10):
@@ -83,13 +85,34 @@ def states(runner):
     return [state.value for state, _ in runner._ledger.times(row.id)]
 
 
+class Clock:
+    """Time that passes only by waiting."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.waits = []
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, event, seconds):
+        self.waits.append(round(seconds, 3))
+        self.now += seconds
+
+
 def attempt(tmp_path, server, order=None, **values):
     """The waits of a job that is sent to this server, and what came of it."""
-    waits = []
-    runner = make_runner(tmp_path, wait=lambda event, seconds: waits.append(seconds))
-    connection = Connection(Transport(server.origin, "t"), InlineUploader(), poll_s=1, timeout_s=0)
+    clock = Clock()
+    runner = make_runner(tmp_path, wait=clock.wait, clock=clock)
+    connection = Connection(
+        Transport(server.origin, "t"),
+        InlineUploader(),
+        poll_s=1,
+        timeout_s=0,
+        backoff=Backoff(clock),
+    )
     job = runner.start(order or make_order(), connection)
-    return waits, job.waiter().exception(30)
+    return clock.waits, job.waiter().exception(30)
 
 
 def reset_in_the_body(conn):

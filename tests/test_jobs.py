@@ -8,9 +8,9 @@ import pytest
 import torch
 from pack.nodes.core import errors
 from pack.nodes.core.job import Connection
-from pack.nodes.core.jobs import SUBMIT_ATTEMPTS
 from pack.nodes.core.ledger import Ledger
 from pack.nodes.core.media import images
+from pack.nodes.core.send import SUBMIT_ATTEMPTS
 from pack.nodes.core.transport import Transport
 from pack.nodes.core.uploaders.inline import InlineUploader
 from pack.nodes.rehearsal import Fault, FaultKind
@@ -167,17 +167,12 @@ def test_what_was_done_to_the_picture_is_said_with_the_clip(runner, rehearsal):
 
 
 def test_a_refusal_for_the_rate_is_sent_again_later(tmp_path):
-    waits = []
     slow_down = answer(429, {"message": "slow"}, Retry_After="1")
-    with RawServer(slow_down, slow_down, answer(200, {"request_id": "r-1"})) as server:
-        runner = make_runner(tmp_path, wait=lambda event, seconds: waits.append(seconds))
-        connection = Connection(
-            Transport(server.origin, "t"), InlineUploader(), poll_s=1, timeout_s=0
-        )
-        with pytest.raises(errors.JobTimeout):
-            runner.start(make_order(), connection).waiter().result(10)
+    queued = answer(200, {"status": "in_queue"})
+    with RawServer(slow_down, slow_down, answer(200, {"request_id": "r-1"}), queued) as server:
+        waits, error = attempt(tmp_path, server)
+    assert isinstance(error, errors.JobTimeout)
     assert waits[:2] == [2.0, 4.0]
-    assert server.connections >= 4
 
 
 def test_a_refusal_for_the_rate_is_sent_again_when_the_server_says_and_is_not_over_before(tmp_path):

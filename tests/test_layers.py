@@ -10,13 +10,16 @@ NODES = ROOT / "nodes"
 
 # From the bottom up. A module may import from lower rows; from its own row only where ALLOWED.
 LAYERS = [
-    {"core.errors", "core.states", "core.owner", "rehearsal"},
+    {"core.errors", "core.states", "core.owner", "core.backoff", "rehearsal"},
     {"core.settings", "core.answers", "core.submit_body"},
     {"core.kling", "core.transport"},
     {"core.identity", "core.ledger_schema"},
+    {"core.rows", "core.budget"},
     {"core.client", "core.download", "core.uploaders", "core.media", "core.ledger"},
+    {"core.prices"},
     {"core.job"},
-    {"core.collect", "core.stop"},
+    {"core.collect", "core.draft", "core.live", "core.slots", "core.stop"},
+    {"core.again", "core.send"},
     {"core.jobs"},
     {"comfy_bridge", "kling_inputs"},
     {"kling_image_to_video", "routes"},
@@ -28,7 +31,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # What is heavy or talks to the world, and the only units that may import it.
 OWNERS = {
     "psutil": {"core.owner"},
-    "sqlalchemy": {"core.ledger", "core.ledger_schema"},
+    "sqlalchemy": {"core.budget", "core.ledger", "core.ledger_schema"},
     "torch": {"core.media"},
     "numpy": {"core.media", "rehearsal"},
     "PIL": {"core.media", "rehearsal"},

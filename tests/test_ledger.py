@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from pack.nodes.core import owner
 from pack.nodes.core.errors import LedgerError, TransitionRefused
-from pack.nodes.core.ledger import Ledger, NewJob, sqlite_url
+from pack.nodes.core.ledger import Ledger, sqlite_url
+from pack.nodes.core.rows import NewJob
 from pack.nodes.core.states import JobState
 
 NEW = NewJob(

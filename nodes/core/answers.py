@@ -70,6 +70,11 @@ def is_passing(status_code: int, body: Mapping[str, Any] | None) -> bool:
     return any(500 <= status < 600 or status in WAIT_OUT for status in statuses)
 
 
+def is_rate_limit(status_code: int, body: Mapping[str, Any] | None) -> bool:
+    """Whether an answer says that there were too many calls."""
+    return 429 in (status_code, (error_code(body) or 0) // 1000)
+
+
 def refusal(
     status_code: int,
     body: Mapping[str, Any] | None,

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from . import answers, errors
+from .backoff import Backoff
 from .transport import Transport
 
 CANCEL_S = 5.0
@@ -143,6 +144,7 @@ class RunComfyClient:
         poll_s: float,
         timeout_s: float,
         grace_s: float = NEW_REQUEST_GRACE_S,
+        backoff: Backoff | None = None,
     ) -> Iterator[JobStatus]:
         """Yield the job's status at each poll, the last one ended.
 
@@ -154,6 +156,7 @@ class RunComfyClient:
             poll_s: First pause between polls.
             timeout_s: How long to wait for the end, queue included.
             grace_s: How long an unknown request is taken for a very new one.
+            backoff: Kept together with the other jobs of the account.
 
         Raises:
             ApiError: RunComfy refuses to tell (wrong token, unknown request).
@@ -161,6 +164,7 @@ class RunComfyClient:
                 stays collectable.
         """
         started = running_since = self._clock()
+        backoff = backoff or Backoff(self._clock)
         last = JobStatus(request_id, State.IN_QUEUE)
         polls = odd = 0
         missing_since: float | None = None
@@ -171,6 +175,8 @@ class RunComfyClient:
             except errors.NetworkError as error:
                 last = replace(last, note=str(error))
                 pause = error.retry_after_s or 0.0
+                if isinstance(error, errors.SlowDown):
+                    backoff.hold(max(pause, poll_s))
             except errors.NotFoundError as error:
                 missing_since = missing_since or self._clock()
                 waited, missing_s = self._clock() - started, self._clock() - missing_since
@@ -198,7 +204,7 @@ class RunComfyClient:
                 )
             queued = last.state == State.IN_QUEUE
             rhythm = pause_s(poll_s, now - (started if queued else running_since), queued)
-            wait(max(pause, rhythm))
+            wait(max(pause, rhythm, backoff.left_s()))
             polls += 1
 
     def _job_status(self, request_id: str, body: Mapping[str, Any]) -> JobStatus:

@@ -19,8 +19,9 @@ from . import errors
 from .client import NEW_REQUEST_GRACE_S, JobStatus, RunComfyClient, State
 from .download import download
 from .job import Clip, Job
-from .ledger import Ledger, Row
+from .ledger import Ledger
 from .media import video
+from .rows import Row
 from .states import JobState
 
 log = logging.getLogger("runcomfy")
@@ -137,6 +138,7 @@ class Collector:
                 poll_s=job.connection.poll_s,
                 timeout_s=job.connection.timeout_s,
                 grace_s=NEW_REQUEST_GRACE_S if is_new else 0.0,
+                backoff=job.connection.backoff,
             ):
                 state = _STATES.get(status.state)
                 if state and state != job.progress.state:
@@ -175,7 +177,8 @@ class Collector:
         if cost_usd != status.cost_usd:
             self.record(job, row, JobState.COMPLETED, cost_usd=cost_usd)
         notes = []
-        if abs(info.duration_s - row.duration_s) > DURATION_TOLERANCE_S:
+        # a job that was sent elsewhere is of an unknown length
+        if row.duration_s and abs(info.duration_s - row.duration_s) > DURATION_TOLERANCE_S:
             notes.append(
                 f"The clip lasts {info.duration_s:.1f} s; {row.duration_s:g} s were asked for."
             )

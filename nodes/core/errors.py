@@ -5,9 +5,11 @@
       LedgerError                 the ledger cannot be read or written: no POST without it
         TransitionRefused         a state that a job cannot come to from where it is
       InputError (ValueError)     breaks a limit; raised before upload and charge
+      BudgetExceeded              would pass the budget of the day; raised before it is sent
       MediaError                  a picture or clip that cannot be read or saved
         ForeignAddress            a clip's address that RunComfy's results do not come from
       NetworkError                no usable answer; asking again is safe
+        SlowDown                  too many questions: all jobs hold back
         NeverLeft                 a submit whose last byte was never handed over
       SubmitUnknown               the submit may have arrived: paid or not, nobody can tell
       ApiError                    RunComfy answered, and the answer is no
@@ -58,6 +60,10 @@ class InputError(RunComfyError, ValueError):
     """A value breaks a limit of the model or of the pack. Nothing was uploaded or charged."""
 
 
+class BudgetExceeded(RunComfyError):
+    """A job or run would pass what may be spent today. Nothing was sent for it."""
+
+
 class MediaError(RunComfyError):
     """A picture or clip cannot be read, or is not what was asked for."""
 
@@ -77,6 +83,10 @@ class NetworkError(RunComfyError):
     ) -> None:
         super().__init__(message, request_id=request_id)
         self.retry_after_s = retry_after_s
+
+
+class SlowDown(NetworkError):
+    """RunComfy answered a question with "too many calls"."""
 
 
 class NeverLeft(NetworkError):

@@ -4,13 +4,15 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .backoff import Backoff
 from .kling import KlingRequest
 from .media.video import ClipInfo
+from .prices import Prices
 from .states import JobState
 from .transport import Transport
 from .uploaders.base import Uploader
@@ -39,13 +41,21 @@ class Order:
 
 @dataclass(frozen=True)
 class Connection:
-    """Whose account jobs go to, and how: fixed for the life of a job."""
+    """Whose account jobs go to, and how: fixed for the life of a job.
+
+    ``max_concurrent`` is how many jobs may be in flight at once, ``budget_usd`` what may be spent
+    in a day (UTC), None for no limit. ``prices`` None means the dated table alone.
+    """
 
     transport: Transport
     uploader: Uploader
     poll_s: float
     timeout_s: float
     is_rehearsal: bool = False
+    max_concurrent: int = 8
+    budget_usd: float | None = None
+    prices: Prices | None = None
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Progress:
-    """A snapshot of a job. ``since`` is the clock's reading when the job was started."""
+    """A snapshot of a job. ``since`` is the clock's reading when the job was started.
+
+    ``in_line`` is its number among those that wait for a place, 0 if it does not.
+    """
 
     state: JobState
     since: float
+    in_line: int = 0
     request_id: str | None = None
     queue_position: int | None = None
     bytes_done: int = 0
@@ -85,6 +99,8 @@ class Progress:
             JobState.IN_PROGRESS: "Kling is rendering",
             JobState.DOWNLOADING: "Downloading the clip",
         }.get(self.state, self.state.value.capitalize())
+        if self.state == JobState.PREPARING and self.in_line:
+            line = f"Waiting its turn, number {self.in_line} in line"
         if self.state == JobState.IN_QUEUE and self.queue_position is not None:
             line += f", position {self.queue_position}"
         if self.state == JobState.DOWNLOADING and self.bytes_done:
@@ -96,14 +112,17 @@ class Progress:
 class Job:
     """A job on its way. Safe to read from any thread.
 
-    ``follows`` is the live job of the very same request, where there was one. ``unwritten`` holds
-    states that the ledger could not take yet.
+    ``price_usd`` is the estimate, ``is_new`` whether this run pays it. ``notes`` are sentences for
+    the user that come with the clip. ``follows`` is the live job of the very same request, where
+    there was one. ``unwritten`` holds states that the ledger could not take yet.
     """
 
     def __init__(
         self, price_usd: float, connection: Connection, clock: Callable[[], float]
     ) -> None:
         self.price_usd = price_usd
+        self.is_new = False
+        self.notes: list[str] = []
         self.connection = connection
         self.follows: Job | None = None
         self.unwritten: list[tuple[JobState, dict[str, Any]]] = []

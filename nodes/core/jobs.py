@@ -1,18 +1,19 @@
 """Paid jobs on threads of their own: each request is sent once, whoever asks for it how often.
 
-``JobRunner.start`` returns at once. The job then runs on a daemon thread that knows no graph and no
-event loop: a sampler cannot stall it, a failing neighbour or a Stop cannot kill it, and it never
-holds up the end of the process. Whoever waits does so on a ``Future`` of its own.
+``JobRunner.start`` returns at once. The jobs then run on daemon threads that know no graph and no
+event loop: a sampler cannot stall them, a failing neighbour or a Stop cannot kill them, and they
+never hold up the end of the process. Whoever waits does so on a ``Future`` of its own.
 
-The order of one run: check the pictures, name the request, look in the ledger (attach, or go on),
-encode, upload, claim, send, write down the request id, collect. Nothing is sent before all checks
-have passed, and nothing that the ledger has not taken.
+The order of one run: check all pictures, name all requests, look in the ledger, price what is new
+and hold it against the budget; then for each job: attach, or wait for a place, encode, upload,
+claim, send, write down the request id, collect. Nothing is sent before all checks have passed, and
+nothing that the ledger has not taken.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -20,26 +21,21 @@ from functools import partial
 from typing import Any
 
 from . import errors, owner, stop
-from .client import NEW_REQUEST_GRACE_S, RunComfyClient
+from .again import Attacher
 from .collect import Collector, Places
-from .identity import Identity, identify
+from .draft import Draft, draft_all
 from .job import Clip, Connection, Job, Order
-from .kling import IMAGE_MAX_BYTES, is_loopback_url
-from .ledger import Ledger, NewJob, Row
-from .media import images
-from .states import NOT_BINDING, JobState
-from .transport import Transport
+from .ledger import Ledger
+from .live import Live
+from .prices import estimate_usd
+from .send import Sender
+from .slots import Slots
+from .states import JobState
 
 log = logging.getLogger("runcomfy")
 
-SUBMIT_ATTEMPTS = 4  # only of submits that surely did not arrive, or were refused for the rate
 FLUSH_ATTEMPTS = 5
-LOOK_S = 1.0  # how often to look whether another process has sent the job
-NEW_TAKE = "Change the seed for a new take."
-JOINED = "Joined, $0 more: this very request was already under way."
-COLLECTED = "Collected, $0 more: this very request was sent before."
-FETCHED = "Fetched again, $0: the clip of this very request was no longer on the disk."
-REUSED = "Reused, $0: this very request was made before."
+LOOK_S = 1.0  # how often a job in line looks, beside being woken
 
 
 class JobRunner:
@@ -64,15 +60,31 @@ class JobRunner:
         self._places = places
         self._clock = clock
         self._wait = wait
-        self._started = clock()
+        self._slots = Slots()
+        self._live = Live()
         self._collector = Collector(ledger, places, clock=clock, pause=self._pause)
-        self._live: dict[int, Job] = {}
-        self._lock = threading.Lock()
+        parts = (ledger, self._live, self._collector)
+        self._sender = Sender(*parts, clock=clock, pause=self._pause)
+        self._attacher = Attacher(*parts, places, clock=clock, pause=self._pause)
 
     def start(self, order: Order, connection: Connection) -> Job:
-        """Start a job on a daemon thread of its own."""
-        job = Job(order.request.price_usd(), connection, self._clock)
-        return self._begin(job, lambda: self._make(job, order))
+        """Start one job."""
+        return self.start_all([order], connection)[0]
+
+    def start_all(
+        self, orders: Sequence[Order], connection: Connection, *, in_line: bool = True
+    ) -> list[Job]:
+        """Start the jobs of one run, which are checked and priced together.
+
+        Args:
+            orders: What is asked for; one job each, in this order.
+            connection: Where they go.
+            in_line: Whether they wait until fewer than ``max_concurrent`` jobs are in flight.
+        """
+        jobs = [Job(order.request.price_usd(), connection, self._clock) for order in orders]
+        box = [list(orders)]  # emptied by the thread: pictures are not kept until clips arrive
+        _thread("runcomfy-run", lambda: self._start(jobs, box.pop(), connection, in_line))
+        return jobs
 
     def resume(self, connection: Connection) -> list[Job]:
         """Go on with every job of this account that RunComfy has and nobody here watches.
@@ -81,19 +93,40 @@ class JobRunner:
         """
         transport, resumed = connection.transport, []
         for row in self._ledger.unfinished(transport.origin):
-            with self._lock:
-                watched = row.id in self._live
             elsewhere = row.owner != owner.me() and not owner.is_dead(row.owner)
-            if row.account == transport.account and not watched and not elsewhere:
+            watched = self._live.get(row.id) is not None or elsewhere
+            if row.account == transport.account and not watched:
                 job = Job(row.price_usd, connection, self._clock)
-                resumed.append(self._begin(job, partial(self._attach, job, row)))
+                self._begin(job, partial(self._attacher.attach, job, row))
+                resumed.append(job)
         return resumed
 
-    def _begin(self, job: Job, make: Callable[[], Clip]) -> Job:
-        threading.Thread(
-            target=self._run, args=(job, make), name="runcomfy-job", daemon=True
-        ).start()
-        return job
+    def collect(
+        self,
+        request_ids: Sequence[str],
+        connection: Connection,
+        *,
+        prefix: str,
+        prompt: Mapping[str, Any] | None = None,
+        workflow: Mapping[str, Any] | None = None,
+    ) -> list[Job]:
+        """Collect jobs by RunComfy's ids, wherever they were sent from. Nothing is sent.
+
+        Args:
+            request_ids: One job each, in this order.
+            connection: Whose account they are of.
+            prefix: Name of clips that have no file yet.
+            prompt: The graph that collects, for the metadata of jobs that were sent elsewhere.
+            workflow: Likewise.
+        """
+        jobs = []
+        for request_id in request_ids:
+            job = Job(0.0, connection, self._clock)
+            job.update(state=JobState.IN_QUEUE, request_id=request_id)
+            graph = {"prompt": prompt, "workflow": workflow}
+            self._begin(job, partial(self._attacher.by_id, job, request_id, prefix, **graph))
+            jobs.append(job)
+        return jobs
 
     def stop(self, job: Job) -> "Future[str]":
         """Call a job off as far as that is possible; what is not goes on and is collected.
@@ -107,11 +140,10 @@ class JobRunner:
                 one.stop_requested.set()
                 one.wake.set()
         said: Future[str] = Future()
-
-        def call_off() -> None:
-            said.set_result(stop.call_off(job, clock=self._clock, wait=self._wait))
-
-        threading.Thread(target=call_off, name="runcomfy-stop", daemon=True).start()
+        _thread(
+            "runcomfy-stop",
+            lambda: said.set_result(stop.call_off(job, clock=self._clock, wait=self._wait)),
+        )
         return said
 
     def collected(self, clip: Clip) -> None:
@@ -121,23 +153,107 @@ class JobRunner:
         except errors.LedgerError as error:
             log.warning("%s", error)
 
+    def _begin(self, job: Job, make: Callable[[], Clip]) -> None:
+        _thread("runcomfy-job", lambda: self._run(job, make))
+
+    def _start(
+        self, jobs: list[Job], orders: list[Order], connection: Connection, in_line: bool
+    ) -> None:
+        try:
+            origin = connection.transport.origin
+            drafts = draft_all(orders, origin=origin, check_prefix=self._places.folder)
+            self._admit(jobs, drafts, connection)
+        except BaseException as error:  # noqa: BLE001 - as in _run
+            for job in jobs:
+                self._end(job, _as_outcome(error))
+            return
+        orders.clear()
+        for job, draft in zip(jobs, drafts, strict=True):
+            if in_line and job.is_new:
+                self._slots.line_up(job)
+            self._begin(job, partial(self._make, job, [draft]))
+        drafts.clear()
+
+    def _admit(self, jobs: list[Job], drafts: list[Draft], connection: Connection) -> None:
+        """Price what is new and hold it against the budget, before the first of them is sent."""
+        for job, draft in zip(jobs, drafts, strict=True):
+            row = self._ledger.find(draft.identity.full)
+            job.is_new = row is None
+            if row is not None:
+                job.price_usd = row.price_usd
+                continue
+            job.price_usd = self._estimate_usd(draft, connection)
+            near = self._ledger.find_near(draft.identity.near, draft.identity.full)
+            if near is not None and near.request_id and self._live.get(near.id) is None:
+                job.notes.append(
+                    f"Request {near.request_id} differs from this one in its pixels only and was "
+                    "never collected. Did the picture change by itself? Its clip can still be "
+                    "collected."
+                )
+        if connection.budget_usd is not None:
+            total_usd = sum(job.price_usd for job in jobs if job.is_new)
+            self._ledger.check_budget(connection.transport.origin, total_usd, connection.budget_usd)
+
+    def _estimate_usd(self, draft: Draft, connection: Connection) -> float:
+        request, base = draft.order.request, None
+        if connection.prices is not None:
+            try:
+                base = connection.prices.base(connection.transport, request.model_id)
+            except errors.RunComfyError as error:
+                if connection.budget_usd is not None:
+                    raise errors.BudgetExceeded(
+                        f"RunComfy does not tell what {request.model} costs now ({error}), and "
+                        "RUNCOMFY_DAILY_BUDGET_USD is set, so nothing was sent. Try again later, "
+                        "or unset the budget."
+                    ) from None
+                log.info("estimate by the price table alone: %s", error)
+        paid_usd = self._ledger.paid_usd(
+            request.model_id, request.duration_s, request.generate_audio
+        )
+        return estimate_usd(request, base, paid_usd)
+
+    def _make(self, job: Job, box: list[Draft]) -> Clip:
+        draft = box.pop()  # with its pictures, which go once they are sent
+        prefix = draft.order.prefix
+        row = self._ledger.find(draft.identity.full)
+        if row is not None:
+            self._slots.leave(job)
+            return self._attacher.attach(job, row, prefix)
+        self._wait_in_line(job)
+        row, request_id = self._sender.send(job, draft)
+        del draft
+        if request_id is None:
+            self._slots.leave(job)
+            return self._attacher.attach(job, row, prefix)
+        clip = self._collector.collect(job, row, request_id, is_new=True)
+        return replace(clip, notes=(*job.notes, *clip.notes))
+
+    def _wait_in_line(self, job: Job) -> None:
+        while place := self._slots.enter(job, job.connection.max_concurrent):
+            if job.stop_requested.is_set():
+                raise errors.JobCancelled(stop.NOT_SENT)
+            job.update(in_line=place)
+            self._pause(job, LOOK_S)
+        job.update(in_line=0)
+
     def _run(self, job: Job, make: Callable[[], Clip]) -> None:
         outcome: Clip | errors.RunComfyError
         try:
             outcome = make()
-        except errors.RunComfyError as error:
-            outcome = error
-        except BaseException as error:  # a thread that dies silently would strand its waiters
-            log.exception("a job ended unexpectedly")
-            outcome = errors.RunComfyError(f"Unexpected {type(error).__name__}: {error}")
+        # a thread that dies silently would strand its waiters
+        except BaseException as error:  # noqa: BLE001
+            outcome = _as_outcome(error)
+        self._end(job, outcome)
+
+    def _end(self, job: Job, outcome: Clip | errors.RunComfyError) -> None:
+        self._slots.leave(job)
         if isinstance(outcome, errors.RunComfyError) and not outcome.request_id:
             outcome.request_id = job.progress.request_id
-        job.update(state=_last_state(job, outcome), note="")
+        job.update(state=_last_state(job, outcome), note="", in_line=0)
         if job.unwritten:  # nobody waits for a ledger that is in trouble
             job.settle(outcome)
             self._flush(job)
-        with self._lock:
-            self._live = {row_id: live for row_id, live in self._live.items() if live is not job}
+        self._live.leave(job)
         if not job.ended:
             job.settle(outcome)
         job.connection.transport.close()
@@ -148,203 +264,28 @@ class JobRunner:
 
     def _flush(self, job: Job) -> None:
         """A last try to write what the ledger could not take: lost here, it is lost."""
-        with self._lock:
-            row_id = next((row_id for row_id, live in self._live.items() if live is job), None)
-        for attempt in range(FLUSH_ATTEMPTS if job.unwritten and row_id is not None else 0):
+        row_id = self._live.row_id(job)
+        for attempt in range(FLUSH_ATTEMPTS if row_id is not None else 0):
             if attempt:
                 self._wait(threading.Event(), LOOK_S)
             with suppress(errors.LedgerError):
                 self._collector.flush(job, int(row_id or 0))
                 return
 
-    def _make(self, job: Job, order: Order) -> Clip:
-        transport = job.connection.transport
-        url = "" if order.start_image is not None else order.start_image_url
-        if is_loopback_url(url) and not is_loopback_url(transport.origin):
-            raise errors.InputError(
-                f"start_image_url is {url!r}, an address of this machine, which RunComfy cannot "
-                "reach. Wire Load Image to start_image instead."
-            )
-        self._places.folder(order.prefix)  # a prefix that cannot be used is refused before a charge
-        start = (
-            images.check(order.start_image, "start_image")
-            if order.start_image is not None
-            else None
-        )
-        end = images.check(order.end_image, "end_image") if order.end_image is not None else None
-        identity = identify(
-            order.request,
-            origin=transport.origin,
-            seed=order.seed,
-            start_image=start.fingerprint() if start else order.start_image_url,
-            end_image=end.fingerprint() if end else None,
-        )
-        row = self._ledger.find(identity.full)
-        if row is not None:
-            return self._attach(job, row, order.prefix)
-        notes = order.request.warnings()
-        payload = order.request.payload(
-            self._url(job, start, notes) if start else order.start_image_url,
-            end_image_url=self._url(job, end, notes) if end else None,
-        )
-        if job.stop_requested.is_set():
-            raise errors.JobCancelled(stop.NOT_SENT)
-        near = self._ledger.find_near(identity.near, identity.full)
-        if near is not None and near.request_id and near.id not in self._live:
-            notes.append(
-                f"Request {near.request_id} differs from this one in its pixels only and was never "
-                "collected. Did the picture change by itself? Its clip can still be collected."
-            )
-        row, is_ours = self._claim(job, order, identity, payload)
-        if not is_ours:
-            return self._attach(job, row, order.prefix)
-        request_id = self._send(job, row, order.request.model_id, payload)
-        clip = self._collector.collect(job, row, request_id, is_new=True)
-        return replace(clip, notes=(*notes, *clip.notes))
-
-    def _url(self, job: Job, picture: images.Picture, notes: list[str]) -> str:
-        uploader = job.connection.uploader
-        max_bytes = min(uploader.max_bytes, IMAGE_MAX_BYTES)
-        encoded = images.encode(picture, max_bytes=max_bytes)
-        notes.extend(encoded.notes)
-        return uploader.upload(encoded.data, encoded.content_type)
-
-    def _claim(
-        self, job: Job, order: Order, identity: Identity, payload: dict[str, Any]
-    ) -> tuple[Row, bool]:
-        transport = job.connection.transport
-        new = NewJob(
-            identity=identity.full,
-            near_identity=identity.near,
-            origin=transport.origin,
-            account=transport.account,
-            model_id=order.request.model_id,
-            payload=identity.payload,
-            price_usd=job.price_usd,
-            prefix=order.prefix,
-            duration_s=order.request.duration_s,
-            prompt=order.prompt,
-            workflow=order.workflow,
-        )
-        with self._lock:  # so that nobody here finds the row without its live job
-            row, is_ours = self._ledger.claim(new, post_limit_s=Transport.post_limit_s(payload))
-            if is_ours:
-                self._live[row.id] = job
-        return row, is_ours
-
-    def _send(self, job: Job, row: Row, model_id: str, payload: dict[str, Any]) -> str:
-        """Send the claimed job; what comes of it is written when this returns or raises."""
-        client = RunComfyClient(job.connection.transport, clock=self._clock)
-        job.update(state=JobState.SUBMITTING)
-        try:
-            request_id = self._submit(job, row, client, model_id, payload)
-        except errors.SubmitUnknown as error:
-            # the row without its request id would be found as unknown all the same
-            values = {"request_id": error.request_id} if error.request_id else {}
-            self._collector.record(job, row, JobState.UNKNOWN, error=str(error), **values)
-            raise
-        except errors.JobCancelled:
-            self._collector.record(job, row, JobState.CANCELLED)
-            raise
-        except (errors.NeverLeft, errors.ApiError, errors.LedgerError) as error:
-            self._collector.record(job, row, JobState.FAILED, error=str(error))
-            raise
-        job.update(request_id=request_id)
-        self._collector.record(job, row, JobState.IN_QUEUE, request_id=request_id)
-        log.info("job sent: request %s", request_id)
-        return request_id
-
-    def _submit(
-        self, job: Job, row: Row, client: RunComfyClient, model_id: str, payload: dict[str, Any]
-    ) -> str:
-        attempt = 0
-        while True:
-            attempt += 1
-            if job.stop_requested.is_set():
-                raise errors.JobCancelled(stop.NOT_SENT)
-            try:
-                return client.submit(model_id, payload, give_up=job.stop_requested.is_set)
-            except (errors.NeverLeft, errors.RateLimitError) as error:
-                if attempt == SUBMIT_ATTEMPTS:
-                    raise
-                pause_s = max(error.retry_after_s or 0.0, 2.0**attempt)
-                self._ledger.renew(row.id, post_limit_s=pause_s + Transport.post_limit_s(payload))
-                job.update(note=str(error))
-                self._pause(job, pause_s)
-
-    def _attach(self, job: Job, row: Row, prefix: str | None = None) -> Clip:
-        """Join a request that was made before; nothing in here sends anything."""
-        while True:
-            with self._lock:
-                live = self._live.get(row.id)
-                if live is None and row.state not in (JobState.SUBMITTING, *NOT_BINDING):
-                    self._live[row.id] = job
-            if live is not None:
-                job.follows = live
-                return _again(live.waiter().result(), JOINED)
-            if row.state != JobState.SUBMITTING:
-                break
-            if job.stop_requested.is_set():
-                raise errors.JobCancelled(
-                    "Stopped here. Another ComfyUI is sending this very request; it may be charged."
-                )
-            job.update(note="Another ComfyUI is sending this very request")
-            self._pause(job, LOOK_S)
-            row = self._ledger.get(row.id)
-        return self._collect_again(job, replace(row, prefix=prefix or row.prefix))
-
-    def _collect_again(self, job: Job, row: Row) -> Clip:
-        if row.state in NOT_BINDING:
-            raise errors.JobFailed(
-                "The very same request, made at the same time, came to nothing: "
-                f"{row.error or row.state.value}. Queue again.",
-                request_id=row.request_id,
-            )
-        if row.request_id is None:
-            raise _sent_before(row)
-        clip = self._collector.from_disk(row)
-        if clip is not None:
-            self._collector.record(job, row, JobState.COMPLETED)
-            return _again(clip, REUSED)
-        how = FETCHED if row.path else COLLECTED
-        if row.state == JobState.COMPLETED:
-            self._ledger.reopen(row.id)
-            row = replace(row, state=JobState.DOWNLOADING)
-        elif row.state in (JobState.UNKNOWN, JobState.EXPIRED):  # asking again is free
-            self._ledger.advance(row.id, JobState.IN_QUEUE)
-            row = replace(row, state=JobState.IN_QUEUE)
-        job.update(state=row.state, request_id=row.request_id)
-        is_new = self._clock() - self._started < NEW_REQUEST_GRACE_S
-        try:
-            clip = self._collector.collect(job, row, str(row.request_id), is_new=is_new)
-        except (errors.AuthError, errors.ResultExpired):
-            if row.account == job.connection.transport.account:
-                raise
-            raise errors.InputError(
-                "This very request was already sent with another RunComfy account. Collect it with "
-                "that account's token, or change the seed to pay for it with this one.",
-                request_id=row.request_id,
-            ) from None
-        return _again(clip, how)
-
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
 
 
-def _sent_before(row: Row) -> errors.SubmitUnknown:
-    return errors.SubmitUnknown(
-        "This very request was sent before, but no clear answer came back. It may be running and "
-        "may be charged, so it is not sent again by itself. Look for it on RunComfy's Generations "
-        "page; to pay for a new take, change the seed.",
-        request_id=row.request_id,
-    )
+def _thread(name: str, target: Callable[[], object]) -> None:
+    threading.Thread(target=target, name=name, daemon=True).start()
 
 
-def _again(clip: Clip, how: str) -> Clip:
-    """A clip that nothing was sent for now, with a note of how it came and what it once cost."""
-    cost = "" if clip.cost_usd is None else f" It cost ${clip.cost_usd:.2f} then."
-    return replace(clip, reused=True, notes=(f"{how}{cost} {NEW_TAKE}", *clip.notes))
+def _as_outcome(error: BaseException) -> errors.RunComfyError:
+    if isinstance(error, errors.RunComfyError):
+        return error
+    log.error("a job ended unexpectedly", exc_info=error)
+    return errors.RunComfyError(f"Unexpected {type(error).__name__}: {error}")
 
 
 def _last_state(job: Job, outcome: Clip | errors.RunComfyError) -> JobState:

@@ -10,114 +10,22 @@ SQLite by default, PostgreSQL where several machines share one; times are second
 database's own clock. Every change is one transaction, synced before the call returns.
 """
 
-import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from . import owner
+from . import budget, owner
 from .errors import LedgerError, TransitionRefused
-from .identity import canonical
 from .ledger_schema import BINDING, CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
-from .states import AT_RUNCOMFY, JobState
+from .rows import NewJob, Row, columns_of, row_of
+from .states import AT_RUNCOMFY, JobState, may_become
 
 POST_MARGIN_S = 60.0
-
-_JSON_COLUMNS = ("payload", "prompt", "workflow")
-_ALLOWED: Mapping[JobState, tuple[JobState, ...]] = {
-    JobState.SUBMITTING: (
-        JobState.IN_QUEUE,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.UNKNOWN,
-    ),
-    JobState.IN_QUEUE: (
-        JobState.IN_PROGRESS,
-        JobState.DOWNLOADING,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.EXPIRED,
-    ),
-    JobState.IN_PROGRESS: (
-        JobState.IN_QUEUE,
-        JobState.DOWNLOADING,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.EXPIRED,
-    ),
-    JobState.DOWNLOADING: (JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED),
-    JobState.COMPLETED: (JobState.EXPIRED,),
-    # a late answer, or a request id that can be asked for after all, ends the unknown
-    JobState.UNKNOWN: (
-        JobState.IN_QUEUE,
-        JobState.IN_PROGRESS,
-        JobState.DOWNLOADING,
-        JobState.COMPLETED,
-        JobState.FAILED,
-        JobState.CANCELLED,
-    ),
-    JobState.FAILED: (),
-    JobState.CANCELLED: (),
-    # what was gone may be back: RunComfy is asked again, which is free
-    JobState.EXPIRED: (
-        JobState.IN_QUEUE,
-        JobState.IN_PROGRESS,
-        JobState.DOWNLOADING,
-        JobState.COMPLETED,
-        JobState.FAILED,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """What is written before the POST. ``price_usd`` is the estimate, in USD."""
-
-    identity: str
-    near_identity: str
-    origin: str
-    account: str
-    model_id: str
-    payload: Mapping[str, Any]
-    price_usd: float
-    prefix: str
-    duration_s: float
-    prompt: Mapping[str, Any] | None = None
-    workflow: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One job as the ledger has it. Times in seconds since 1970, prices in USD."""
-
-    id: int
-    identity: str
-    near_identity: str
-    state: JobState
-    origin: str
-    account: str
-    owner: str
-    model_id: str
-    request_id: str | None
-    payload: Mapping[str, Any]
-    prompt: Mapping[str, Any] | None
-    workflow: Mapping[str, Any] | None
-    prefix: str
-    duration_s: float
-    price_usd: float
-    cost_usd: float | None
-    path: str | None
-    file_sha256: str | None
-    error: str | None
-    created_at: float
-    changed_at: float
-    post_over_at: float
-    collected_at: float | None
+PAID_LOOK = 20  # with sound and without, among them
 
 
 def sqlite_url(path: Path) -> sa.URL:
@@ -160,43 +68,40 @@ class Ledger:
 
     # -- writing --
 
-    def claim(self, new: NewJob, *, post_limit_s: float) -> tuple[Row, bool]:
+    def claim(
+        self, new: NewJob, *, post_limit_s: float, budget_usd: float | None = None
+    ) -> tuple[Row, bool]:
         """Write a ``submitting`` row, or find the one that already binds this identity.
 
         Args:
             new: The job that is about to be sent.
             post_limit_s: The longest that its POST can take, in seconds.
+            budget_usd: What may be spent today (UTC), this job included; None for no limit.
 
         Returns:
             The row, and whether it is ours: only then may the job be sent.
 
         Raises:
+            BudgetExceeded: The job would pass the budget. Nothing was written.
             LedgerError: Nothing was written, so nothing may be sent.
         """
-        values = {field.name: getattr(new, field.name) for field in fields(new)}
-        for name in _JSON_COLUMNS:
-            values[name] = canonical(values[name]) if values[name] is not None else None
         self._check_file()
         with self._transaction("written") as conn:
-            if conn.dialect.name == "postgresql":  # SQLite's transactions exclude each other anyway
-                conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
-            _age(conn)
-            taken = _find(conn, new.identity)
+            taken = _find_for_insert(conn, new.identity)
             if taken is not None:
                 return taken, False
-            inserted = conn.execute(
-                sa.insert(jobs).values(
-                    state=JobState.SUBMITTING.value,
-                    owner=owner.me(),
-                    created_at=NOW,
-                    changed_at=NOW,
-                    post_over_at=NOW + post_limit_s + POST_MARGIN_S,
-                    **values,
-                )
+            if budget_usd is not None:
+                budget.check(conn, new.origin, new.price_usd, budget_usd)
+            post_over_at = NOW + post_limit_s + POST_MARGIN_S
+            return _insert(conn, new, JobState.SUBMITTING, post_over_at=post_over_at), True
+
+    def adopt(self, new: NewJob, request_id: str) -> Row:
+        """Write a job that was sent elsewhere, or find what is here of the same identity."""
+        with self._transaction("written") as conn:
+            found = _find_for_insert(conn, new.identity)
+            return found or _insert(
+                conn, new, JobState.IN_QUEUE, request_id=request_id, post_over_at=NOW
             )
-            row_id = inserted.inserted_primary_key[0]  # type: ignore[index]  # one row: there is one
-            _note(conn, row_id, JobState.SUBMITTING)
-            return _get(conn, row_id), True
 
     def advance(self, row_id: int, state: JobState, **values: Any) -> Row:
         """Move a job to ``state`` and set ``values`` (request_id, path, error, cost_usd, ...).
@@ -212,7 +117,7 @@ class Ledger:
             raise LedgerError(f"A job has no {', '.join(sorted(unknown))}.")
         with self._transaction("written") as conn:
             row = _get(conn, row_id, lock=True)
-            if state != row.state and state not in _ALLOWED[row.state]:
+            if not may_become(row.state, state):
                 raise TransitionRefused(
                     f"A job that is {row.state.value} cannot become {state.value}.",
                     request_id=row.request_id,
@@ -248,6 +153,12 @@ class Ledger:
 
     # -- reading --
 
+    def check_budget(self, origin: str, this_usd: float, limit_usd: float) -> None:
+        """Raise BudgetExceeded if a run of ``this_usd`` would pass the limit of the day."""
+        with self._transaction("read") as conn:
+            _age(conn)
+            budget.check(conn, origin, this_usd, limit_usd)
+
     def find(self, identity: str) -> Row | None:
         """The row that binds this identity, if any: neither failed nor cancelled."""
         with self._transaction("read") as conn:
@@ -259,6 +170,36 @@ class Ledger:
         with self._transaction("read") as conn:
             _age(conn)
             return _get(conn, row_id)
+
+    def find_request(self, origin: str, request_id: str) -> Row | None:
+        """The newest row of a request id."""
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.request_id == request_id, jobs.c.origin == origin)
+            .order_by(jobs.c.id.desc())
+            .limit(1)
+        )
+        with self._transaction("read") as conn:
+            found = conn.execute(query).first()
+            return row_of(found) if found else None
+
+    def paid_usd(self, model_id: str, duration_s: float, generate_audio: bool) -> float | None:
+        """What the newest clip of this model, length and sound really cost, if there was one."""
+        query = (
+            sa.select(jobs)
+            .where(
+                jobs.c.model_id == model_id,
+                jobs.c.duration_s == duration_s,
+                jobs.c.state == JobState.COMPLETED.value,
+                jobs.c.cost_usd > 0,
+            )
+            .order_by(jobs.c.id.desc())
+            .limit(PAID_LOOK)
+        )
+        with self._transaction("read") as conn:
+            rows = [row_of(found) for found in conn.execute(query)]
+        alike = (row for row in rows if row.payload.get("generate_audio") == generate_audio)
+        return next((row.cost_usd for row in alike), None)
 
     def find_near(self, near_identity: str, identity: str) -> Row | None:
         """The newest other job that differs in pixels only and was never handed to a graph."""
@@ -275,7 +216,7 @@ class Ledger:
         )
         with self._transaction("read") as conn:
             found = conn.execute(query).first()
-            return _row(found) if found else None
+            return row_of(found) if found else None
 
     def unfinished(self, origin: str) -> list[Row]:
         """Jobs of this origin that RunComfy may have and that have no clip yet, oldest first."""
@@ -291,14 +232,14 @@ class Ledger:
         )
         with self._transaction("read") as conn:
             _age(conn)
-            return [_row(found) for found in conn.execute(query)]
+            return [row_of(found) for found in conn.execute(query)]
 
     def newest(self, limit: int) -> list[Row]:
         """The newest jobs, newest first."""
         with self._transaction("read") as conn:
             _age(conn)
             query = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit)
-            return [_row(found) for found in conn.execute(query)]
+            return [row_of(found) for found in conn.execute(query)]
 
     def times(self, row_id: int) -> list[tuple[JobState, float]]:
         """Every state a job came to, and when."""
@@ -365,9 +306,33 @@ def _age(conn: sa.Connection) -> None:
             _note(conn, row_id, JobState.UNKNOWN)
 
 
+def _find_for_insert(conn: sa.Connection, identity: str) -> Row | None:
+    """What binds this identity; until the transaction ends, nobody else inserts it."""
+    if conn.dialect.name == "postgresql":  # SQLite's transactions exclude each other anyway
+        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CLAIM_LOCK})")
+    _age(conn)
+    return _find(conn, identity)
+
+
+def _insert(conn: sa.Connection, new: NewJob, state: JobState, **values: Any) -> Row:
+    inserted = conn.execute(
+        sa.insert(jobs).values(
+            state=state.value,
+            owner=owner.me(),
+            created_at=NOW,
+            changed_at=NOW,
+            **columns_of(new),
+            **values,
+        )
+    )
+    row_id = inserted.inserted_primary_key[0]  # type: ignore[index]  # one row: there is one
+    _note(conn, row_id, state)
+    return _get(conn, row_id)
+
+
 def _find(conn: sa.Connection, identity: str) -> Row | None:
     found = conn.execute(sa.select(jobs).where(jobs.c.identity == identity, BINDING)).first()
-    return _row(found) if found else None
+    return row_of(found) if found else None
 
 
 def _get(conn: sa.Connection, row_id: int, *, lock: bool = False) -> Row:
@@ -375,19 +340,8 @@ def _get(conn: sa.Connection, row_id: int, *, lock: bool = False) -> Row:
     found = conn.execute(query.with_for_update() if lock else query).first()
     if found is None:
         raise LedgerError(f"The ledger has no job number {row_id}.")
-    return _row(found)
+    return row_of(found)
 
 
 def _note(conn: sa.Connection, row_id: int, state: JobState) -> None:
     conn.execute(sa.insert(transitions).values(job_id=row_id, state=state.value, at=NOW))
-
-
-def _row(found: Any) -> Row:
-    values = dict(found._mapping)
-    try:
-        values["state"] = JobState(values["state"])
-        for name in _JSON_COLUMNS:
-            values[name] = json.loads(values[name]) if values[name] is not None else None
-    except ValueError as error:
-        raise LedgerError(f"Job number {values['id']} in the ledger is damaged: {error}.") from None
-    return Row(**values)

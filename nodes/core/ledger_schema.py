@@ -82,6 +82,7 @@ jobs = sa.Table(
     sa.Index("jobs_by_near_identity", "near_identity"),
     sa.Index("jobs_by_state", "state"),
     sa.Index("jobs_by_request", "request_id"),
+    sa.Index("jobs_by_time", "created_at"),
 )
 
 transitions = sa.Table(

@@ -307,7 +307,8 @@ class Transport:
             return Answer(code, parsed)  # a failed job has an error_code too; its state says more
         if parsed is None or answers.is_passing(code, parsed) or 300 <= code < 400:
             said = answers.words(parsed, self._token).rstrip(". ") or ("" if parsed else "no JSON")
-            raise errors.NetworkError(
+            kind = errors.SlowDown if answers.is_rate_limit(code, parsed) else errors.NetworkError
+            raise kind(
                 f"{self.origin} answered HTTP {code}" + (f" ({said})." if said else "."),
                 retry_after_s=answers.retry_after_s(response.headers.get("Retry-After")),
             )

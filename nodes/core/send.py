@@ -1,0 +1,158 @@
+"""The one way in which a job is sent and paid: encode, upload, claim, POST, write down its id.
+
+Nothing is sent that the ledger has not taken, and nothing twice: what may have arrived is never
+sent again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import errors, stop
+from .client import RunComfyClient
+from .collect import Collector
+from .draft import Draft
+from .job import Job
+from .kling import IMAGE_MAX_BYTES
+from .ledger import Ledger
+from .live import Live
+from .media import images
+from .rows import NewJob, Row
+from .states import JobState
+from .transport import Transport
+
+log = logging.getLogger("runcomfy")
+
+SUBMIT_ATTEMPTS = 4  # of submits that surely did not arrive
+RATE_LIMIT_S = 600.0  # for so long "too many calls" is waited out
+MAX_PAUSE_S = 30.0
+
+
+class Sender:
+    """Sends jobs of one ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        live: Live,
+        collector: Collector,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[Job, float], None],
+    ) -> None:
+        self._ledger = ledger
+        self._live = live
+        self._collector = collector
+        self._clock = clock
+        self._pause = pause
+
+    def send(self, job: Job, draft: Draft) -> tuple[Row, str | None]:
+        """Send a job, unless somebody was quicker.
+
+        Returns:
+            Its row and RunComfy's id of it; no id where the row is another sender's.
+
+        Raises:
+            RunComfyError: It was not sent, or (SubmitUnknown) nobody can tell.
+        """
+        order = draft.order
+        job.notes += order.request.warnings()
+        start, end = order.start_image, order.end_image
+        payload = order.request.payload(
+            order.start_image_url if start is None else self._url(job, start, "start_image"),
+            end_image_url=None if end is None else self._url(job, end, "end_image"),
+        )
+        if job.stop_requested.is_set():
+            raise errors.JobCancelled(stop.NOT_SENT)
+        row, is_ours = self._claim(job, draft, payload)
+        if not is_ours:
+            return row, None
+        return row, self._post(job, row, order.request.model_id, payload)
+
+    def _url(self, job: Job, image: Any, name: str) -> str:
+        uploader = job.connection.uploader
+        max_bytes = min(uploader.max_bytes, IMAGE_MAX_BYTES)
+        encoded = images.encode(images.check(image, name), max_bytes=max_bytes)
+        job.notes += encoded.notes
+        return uploader.upload(encoded.data, encoded.content_type)
+
+    def _claim(self, job: Job, draft: Draft, payload: Mapping[str, Any]) -> tuple[Row, bool]:
+        transport, order = job.connection.transport, draft.order
+        new = NewJob(
+            identity=draft.identity.full,
+            near_identity=draft.identity.near,
+            origin=transport.origin,
+            account=transport.account,
+            model_id=order.request.model_id,
+            payload=draft.identity.payload,
+            price_usd=job.price_usd,
+            prefix=order.prefix,
+            duration_s=order.request.duration_s,
+            prompt=order.prompt,
+            workflow=order.workflow,
+        )
+        limit_s = Transport.post_limit_s(payload)
+        budget_usd = job.connection.budget_usd
+        return self._live.claim(
+            job, lambda: self._ledger.claim(new, post_limit_s=limit_s, budget_usd=budget_usd)
+        )
+
+    def _post(self, job: Job, row: Row, model_id: str, payload: Mapping[str, Any]) -> str:
+        """Send the claimed job; what comes of it is written when this returns or raises."""
+        client = RunComfyClient(job.connection.transport, clock=self._clock)
+        job.update(state=JobState.SUBMITTING)
+        try:
+            request_id = self._submit(job, row, client, model_id, payload)
+        except errors.SubmitUnknown as error:
+            # the row without its request id would be found as unknown all the same
+            values = {"request_id": error.request_id} if error.request_id else {}
+            self._collector.record(job, row, JobState.UNKNOWN, error=str(error), **values)
+            raise
+        except errors.JobCancelled:
+            self._collector.record(job, row, JobState.CANCELLED)
+            raise
+        except (errors.NeverLeft, errors.ApiError, errors.LedgerError) as error:
+            self._collector.record(job, row, JobState.FAILED, error=str(error))
+            raise
+        job.update(request_id=request_id)
+        self._collector.record(job, row, JobState.IN_QUEUE, request_id=request_id)
+        log.info("job sent: request %s", request_id)
+        return request_id
+
+    def _submit(
+        self,
+        job: Job,
+        row: Row,
+        client: RunComfyClient,
+        model_id: str,
+        payload: Mapping[str, Any],
+    ) -> str:
+        backoff, began, attempt = job.connection.backoff, self._clock(), 0
+        pause_s = backoff.turn_s()
+        while True:
+            while pause_s > 0 and not job.stop_requested.is_set():
+                # meanwhile another job may be told to slow down
+                self._hold(job, row, payload, pause_s)
+                pause_s = backoff.turn_s() if backoff.left_s() else 0.0
+            attempt += 1
+            if job.stop_requested.is_set():
+                raise errors.JobCancelled(stop.NOT_SENT)
+            try:
+                return client.submit(model_id, payload, give_up=job.stop_requested.is_set)
+            except errors.RateLimitError as error:
+                if self._clock() - began > RATE_LIMIT_S:
+                    raise
+                backoff.hold(max(error.retry_after_s or 0.0, min(2.0**attempt, MAX_PAUSE_S)))
+                pause_s = backoff.turn_s()
+                job.update(note=str(error))
+            except errors.NeverLeft as error:
+                if attempt >= SUBMIT_ATTEMPTS:
+                    raise
+                pause_s = max(2.0**attempt, backoff.turn_s())
+                job.update(note=str(error))
+
+    def _hold(self, job: Job, row: Row, payload: Mapping[str, Any], seconds: float) -> None:
+        """Wait with a claimed row, which must not be taken for one whose POST is over."""
+        self._ledger.renew(row.id, post_limit_s=seconds + Transport.post_limit_s(payload))
+        self._pause(job, seconds)
