@@ -4,14 +4,13 @@ Everything ComfyUI can do for a job goes through here: its folders, its Stop fla
 texts. What is above knows only the public node API, what is below knows no ComfyUI at all.
 """
 
-import asyncio
 import json
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,16 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from .core import errors, settings
-from .core.job import Clip, Connection, Job, Order
+from .core.backoff import Backoff
+from .core.job import Clip, Connection
 from .core.jobs import JobRunner
 from .core.ledger import Ledger, sqlite_url
+from .core.prices import Prices
 from .core.transport import Transport
 from .core.uploaders.inline import InlineUploader
 from .rehearsal import RehearsalServer
 
-LOOK_S = 0.2  # how often a waiting node looks at Stop and at its job
-STOP_S = 6.0  # how long a stopped node waits to learn what became of its job
+LOOK_S = 0.2
 HISTORY_S = 60.0  # how long after a node is cancelled its prompt may take to end
 LEDGER_NAME = "ledger.db"
 
@@ -43,6 +43,8 @@ class _Shared:
     lock = threading.Lock()
     rehearsal: RehearsalServer | None = None
     runners: dict[str, JobRunner] = {}
+    prices = Prices()
+    backoffs: dict[str, Backoff] = {}
     handed_out: set[Path] = set()
 
 
@@ -80,66 +82,20 @@ def graph_metadata(prompt: object, extra: Mapping[str, Any] | None) -> dict[str,
     return {key: value for key, value in copied.items() if value is not None}
 
 
-async def run_job(node_id: str, order: Order) -> Clip:
-    """Run one paid job and wait for its clip, with progress on the node.
-
-    Stop is seen within ``LOOK_S`` and ends the waiting with ComfyUI's own interrupt. A job that can
-    no longer be called off goes on in the background and its clip is saved all the same.
-
-    Args:
-        node_id: The node that shows the progress.
-        order: What is asked for.
-
-    Raises:
-        RunComfyError: Why there is no clip, in words for the user.
-    """
-    # the job starts before the first await: a sampler may hold the loop from there on
-    runner, connection = _connect()
-    job = runner.start(order, connection)
-    waiter = asyncio.wrap_future(job.waiter())
-    try:
-        clip = await _wait(node_id, runner, job, waiter)
-    except asyncio.CancelledError:
-        # Stop, seen by another node first, or a failed neighbour: only the first ends the job
-        show(node_id, "Ended by another node. The job goes on at RunComfy, its clip is saved.")
-        if model_management.processing_interrupted():
-            _stop_unawaited(node_id, runner, job)
-        else:
-            _stop_if_history_says_so(node_id, runner, job)
-        raise
-    except errors.RunComfyError as error:
-        show(node_id, str(error))
-        raise
-    finally:
-        waiter.cancel()
-    _Shared.handed_out.add(clip.path)
-    await asyncio.to_thread(runner.collected, clip)
-    show(node_id, _summary(clip, job))
-    return clip
+def interrupted() -> bool:
+    """Whether Stop was pressed; looking does not take the flag from other nodes."""
+    return bool(model_management.processing_interrupted())
 
 
-async def _wait(node_id: str, runner: JobRunner, job: Job, waiter: "asyncio.Future[Clip]") -> Clip:
-    shown = ""
-    while not (await asyncio.wait({waiter}, timeout=LOOK_S))[0]:
-        if model_management.processing_interrupted():
-            await _stop(node_id, runner, job)
-            raise model_management.InterruptProcessingException()
-        text = job.text()
-        if text != shown:
-            show(node_id, text)
-            shown = text
-    return waiter.result()
+def interruption() -> BaseException:
+    """What a node raises that was stopped."""
+    return model_management.InterruptProcessingException()
 
 
-def _stop_unawaited(node_id: str, runner: JobRunner, job: Job) -> None:
-    """Stop a job whose node is gone already; the text still comes to the node."""
-    runner.stop(job).add_done_callback(lambda said: show(node_id, said.result()))
+def if_prompt_was_stopped(then: Callable[[], object]) -> None:
+    """Call ``then`` if this prompt turns out to have been interrupted: a sampler may take the flag.
 
-
-def _stop_if_history_says_so(node_id: str, runner: JobRunner, job: Job) -> None:
-    """Stop the job if its prompt turns out to have been interrupted: a sampler may take the flag.
-
-    That is written down only when the prompt has ended, after this node is gone.
+    That is written down only when the prompt has ended, after its nodes are gone.
     """
     context = get_executing_context()
     queue = PromptServer.instance.prompt_queue
@@ -153,11 +109,16 @@ def _stop_if_history_says_so(node_id: str, runner: JobRunner, job: Job) -> None:
             if entry is not None:
                 messages = (entry.get("status") or {}).get("messages") or []
                 if any(name == "execution_interrupted" for name, _ in messages):
-                    _stop_unawaited(node_id, runner, job)
+                    then()
                 return
             time.sleep(LOOK_S)
 
     threading.Thread(target=look, name="runcomfy-history", daemon=True).start()
+
+
+def hand_out(clip: Clip) -> None:
+    """Remember that ComfyUI's cache may hold this clip."""
+    _Shared.handed_out.add(clip.path)
 
 
 def collect_unfinished() -> None:
@@ -169,7 +130,7 @@ def collect_unfinished() -> None:
             default = not now.ledger_url
             if now.rehearsal or not now.token or (default and not _ledger_path().exists()):
                 return
-            runner, connection = _connect()
+            runner, connection = connect()
             jobs = runner.resume(connection)
         except errors.RunComfyError as error:
             log.warning("unfinished jobs were not picked up: %s", error)
@@ -241,21 +202,7 @@ class OutputPlaces:
         return Path(folder), name, counter
 
 
-async def _stop(node_id: str, runner: JobRunner, job: Job) -> None:
-    show(node_id, "Stopping …")
-    said = asyncio.wrap_future(runner.stop(job))
-    done, _ = await asyncio.wait({said}, timeout=STOP_S)
-    text = (
-        said.result()
-        if done
-        else "Stopped, but RunComfy has not answered yet. If it takes the job, the job is called "
-        "off where that is possible; else it is charged and its clip is saved to the output folder."
-    )
-    log.warning("%s", text)
-    show(node_id, text)
-
-
-def _connect() -> tuple[JobRunner, Connection]:
+def connect() -> tuple[JobRunner, Connection]:
     """Runner and connection by the settings as of now."""
     now = load_settings()
     if now.rehearsal:
@@ -269,8 +216,17 @@ def _connect() -> tuple[JobRunner, Connection]:
         poll_s=now.poll_s,
         timeout_s=now.timeout_s,
         is_rehearsal=now.rehearsal,
+        max_concurrent=now.max_concurrent_jobs,
+        budget_usd=None if now.rehearsal else now.daily_budget_usd,
+        prices=_Shared.prices,
+        backoff=_backoff(origin),
     )
     return _runner(now.ledger_url), connection
+
+
+def _backoff(origin: str) -> Backoff:
+    with _Shared.lock:
+        return _Shared.backoffs.setdefault(origin, Backoff())
 
 
 def _runner(ledger_url: str | None) -> JobRunner:
@@ -297,21 +253,3 @@ def _rehearsal_server() -> RehearsalServer:
             _Shared.rehearsal = RehearsalServer(folder).start()
             log.info("rehearsal: jobs go to a local stand-in, free: %s", _Shared.rehearsal.origin)
         return _Shared.rehearsal
-
-
-def _summary(clip: Clip, job: Job) -> str:
-    if clip.reused:
-        cost = "$0"
-    elif job.connection.is_rehearsal:
-        cost = "rehearsal, nothing charged"
-    elif clip.cost_usd is not None:
-        cost = f"cost ${clip.cost_usd:.2f}"
-    else:
-        cost = job.price_text
-    filename, subfolder = place_in_output(clip.path) or (str(clip.path), "")
-    lines = [
-        f"Saved {subfolder}/{filename}" if subfolder else f"Saved {filename}",
-        f"{clip.info.duration_s:.1f} s, {clip.info.width} × {clip.info.height}, {cost}",
-        *clip.notes,
-    ]
-    return "\n".join(lines)

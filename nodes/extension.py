@@ -9,9 +9,11 @@ class RunComfyKlingExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes, in the order of the menu."""
         # here, not above: importing the pack itself stays light
+        from .kling_collect import RunComfyKlingCollect
         from .kling_image_to_video import RunComfyKlingImageToVideo
+        from .kling_submit import RunComfyKlingSubmit
 
-        return [RunComfyKlingImageToVideo]
+        return [RunComfyKlingImageToVideo, RunComfyKlingSubmit, RunComfyKlingCollect]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

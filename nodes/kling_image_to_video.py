@@ -1,14 +1,14 @@
-"""The node that turns a picture into a clip: waits for it, saves it, shows it."""
+"""The node that turns pictures into clips: waits for them, saves them, shows them."""
 
-import asyncio
 from typing import Any
 
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io
 
 from . import comfy_bridge
 from .core.errors import InputError
-from .core.media import video
-from .kling_inputs import kling_inputs, order, typed_faults
+from .kling_inputs import kling_inputs, orders, typed_faults
+from .kling_outputs import clip_outputs, clip_values
+from .waiting import run_jobs
 
 
 class RunComfyKlingImageToVideo(io.ComfyNode):
@@ -24,20 +24,7 @@ class RunComfyKlingImageToVideo(io.ComfyNode):
             description="Brings a picture to life with Kling 3.0 on RunComfy. Each run is paid: "
             "10 s with audio on kling-3.0/standard cost about $1.26.",
             inputs=kling_inputs(),
-            outputs=[
-                io.Video.Output("video", is_output_list=True, tooltip="The saved clip."),
-                io.Image.Output(
-                    "last_frame",
-                    is_output_list=True,
-                    tooltip="The clip's last frame, to start the next clip from.",
-                ),
-                io.String.Output(
-                    "video_path", is_output_list=True, tooltip="Where the clip is on disk."
-                ),
-                io.String.Output(
-                    "request_id", is_output_list=True, tooltip="RunComfy's id of the job."
-                ),
-            ],
+            outputs=clip_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_input_list=True,
             is_output_node=True,
@@ -61,15 +48,6 @@ class RunComfyKlingImageToVideo(io.ComfyNode):
 
     @classmethod
     async def execute(cls, **values: Any) -> io.NodeOutput:
-        """Check, run the job, and hand the clip on. See ``kling_inputs`` for the inputs."""
+        """Check, run the jobs, and hand the clips on. See ``kling_inputs`` for the inputs."""
         graph = comfy_bridge.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        clip = await comfy_bridge.run_job(cls.hidden.unique_id, order(values, graph))
-        last_frame = await asyncio.to_thread(video.last_frame, clip.path)
-        place = comfy_bridge.place_in_output(clip.path)
-        return io.NodeOutput(
-            [InputImpl.VideoFromFile(str(clip.path))],
-            [last_frame],
-            [str(clip.path)],
-            [clip.request_id],
-            ui=ui.PreviewVideo([ui.SavedResult(*place, io.FolderType.output)]) if place else None,
-        )
+        return await clip_values(await run_jobs(cls.hidden.unique_id, orders(values, graph)))

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .core import kling
+from .core.draft import clip_number
 from .core.errors import InputError
 from .core.job import Order
 from .core.kling import KlingRequest
@@ -31,7 +32,8 @@ def kling_inputs() -> list[io.Input]:
             "start_image",
             optional=True,
             tooltip="The picture the clip starts from. The clip takes its shape. At least "
-            f"{kling.IMAGE_MIN_SIDE_PX} px a side, no longer than {kling.IMAGE_MAX_ASPECT:g}:1.",
+            f"{kling.IMAGE_MIN_SIDE_PX} px a side, no longer than {kling.IMAGE_MAX_ASPECT:g}:1. "
+            "A batch makes one clip a picture.",
         ),
         io.Int.Input(
             "duration",
@@ -82,17 +84,22 @@ def kling_inputs() -> list[io.Input]:
             tooltip="Address of the start picture on the web, used when no picture is wired. It "
             "must start with https:// and need no login.",
         ),
-        io.String.Input(
-            "filename_prefix",
-            default=DEFAULT_PREFIX,
-            tooltip="Folder and name of the clip inside ComfyUI's output folder.",
-        ),
+        filename_prefix_input(),
         io.Image.Input(
             "end_image",
             optional=True,
             tooltip="The picture the clip ends on. Only kling-3.0/pro and kling-3.0/4k take one.",
         ),
     ]
+
+
+def filename_prefix_input() -> io.Input:
+    """Where clips go."""
+    return io.String.Input(
+        "filename_prefix",
+        default=DEFAULT_PREFIX,
+        tooltip="Folder and name of the clip inside ComfyUI's output folder.",
+    )
 
 
 def typed_faults(values: Mapping[str, Any]) -> list[str]:
@@ -119,17 +126,38 @@ def typed_faults(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def order(values: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
-    """The one job that a node's values ask for.
+def orders(values: Mapping[str, Any], graph: Mapping[str, Any]) -> list[Order]:
+    """The jobs that a node's values ask for, paired by position.
+
+    A batch of pictures counts as so many pictures. Shorter lists repeat their last item.
 
     Args:
         values: As ComfyUI gives them to ``execute`` of a node that takes lists.
-        graph: ``prompt`` and ``workflow`` for the clip's metadata.
+        graph: ``prompt`` and ``workflow`` for the clips' metadata.
 
     Raises:
-        InputError: With every fault, each on a line of its own.
+        InputError: With every fault of every job, each on a line of its own.
     """
-    one = {name: _only(name, value) for name, value in values.items()}
+    lists = {name: _items(items) for name, items in values.items()}
+    count = max(len(items) for items in lists.values())
+    found = [
+        f"{name} is an empty list, so there is no clip to make. Unplug it, or feed it."
+        for name, items in lists.items()
+        if not items
+    ]
+    made = []
+    for n in range(0 if found else count):
+        one = {name: items[min(n, len(items) - 1)] for name, items in lists.items()}
+        try:
+            made.append(_order(one, graph))
+        except InputError as fault:
+            found.append(f"{clip_number(n + 1, count)}{fault}")
+    if found:
+        raise InputError("\n".join(found))
+    return made
+
+
+def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
     found = _picture_faults(
         start_wired=one.get("start_image") is not None,
         url=one["start_image_url"],
@@ -165,6 +193,17 @@ def order(values: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
     )
 
 
+def _items(values: Any) -> list[Any]:
+    """The items of a list input, with each IMAGE batch taken apart into its pictures."""
+    found: list[Any] = []
+    for value in values:
+        if getattr(value, "ndim", 0) == 4:
+            found += list(value)
+        else:
+            found.append(value)
+    return found
+
+
 def _picture_faults(
     *, start_wired: bool, url: str | None, end_wired: bool, model: str | None
 ) -> list[str]:
@@ -179,20 +218,3 @@ def _picture_faults(
     if end_wired and model in kling.MODELS and not kling.MODELS[model].takes_end_image:
         found.append(kling.no_end_image(model))
     return found
-
-
-def _only(name: str, items: Any) -> Any:
-    """The single item of a list input; an IMAGE batch counts as its pictures."""
-    if len(items) == 1:
-        item = items[0]
-        if getattr(item, "ndim", 0) != 4:
-            return item
-        if item.shape[0] == 1:
-            return item[0]
-        count = item.shape[0]
-    else:
-        count = len(items)
-    raise InputError(
-        f"{name} holds {count} items; this version makes one clip a run. For a picture out of a "
-        "batch use Get Image from Batch."
-    )

@@ -98,6 +98,20 @@ def rehearsal(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in API that the nodes of the engine in this process talk to, its token the canary."""
+    from pack.nodes.rehearsal import RehearsalServer
+
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    with RehearsalServer(folder, token=CANARY_TOKEN, queue_s=0.3, run_s=0.4) as server:
+        monkeypatch.setenv("RUNCOMFY_API_BASE_URL", server.origin)
+        monkeypatch.setenv("RUNCOMFY_API_TOKEN", server.token)
+        monkeypatch.setenv("RUNCOMFY_POLL_SECONDS", "1")
+        yield server
+
+
+@pytest.fixture
 def runner(tmp_path: Path) -> Any:
     """A job runner as one process has it, with a ledger and a folder of its own."""
     from runner_case import make_runner

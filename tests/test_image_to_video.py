@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import json
 import threading
 import time
@@ -12,45 +11,10 @@ import av
 import pytest
 import torch
 from conftest import CANARY_TOKEN
-from pack.nodes.rehearsal import Fault, FaultKind, RehearsalServer
+from node_case import SEEDS, prompt_of
+from pack.nodes.rehearsal import Fault, FaultKind
 from PIL import Image
 from raw_server import RawServer, answer
-
-SEEDS = itertools.count()  # each test asks for takes of its own
-
-
-@pytest.fixture
-def api(tmp_path, monkeypatch):
-    """A stand-in API that the node talks to, with the canary as its token."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    with RehearsalServer(folder, token=CANARY_TOKEN, queue_s=0.3, run_s=0.4) as server:
-        monkeypatch.setenv("RUNCOMFY_API_BASE_URL", server.origin)
-        monkeypatch.setenv("RUNCOMFY_API_TOKEN", server.token)
-        monkeypatch.setenv("RUNCOMFY_POLL_SECONDS", "1")
-        yield server
-
-
-def prompt_of(engine, size=(480, 360), **values):
-    Image.new("RGB", size, "teal").save(engine.input / "start.png")
-    inputs = {
-        "prompt": "steam rises",
-        "start_image": ["1", 0],
-        "duration": 3,
-        "generate_audio": True,
-        "negative_prompt": "",
-        "cfg_scale": 0.5,
-        "model": "kling-3.0/standard",
-        "seed": next(SEEDS),
-        "start_image_url": "",
-        "filename_prefix": "video/runcomfy-kling",
-        **values,
-    }
-    inputs = {name: value for name, value in inputs.items() if value is not None}
-    return {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "start.png"}},
-        "2": {"class_type": "RunComfyKlingImageToVideo", "inputs": inputs},
-    }
 
 
 def test_a_picture_becomes_a_clip_with_all_four_outputs(engine, api):
@@ -347,26 +311,10 @@ class FailNode:
         raise RuntimeError("meant to fail")
 
 
-def test_a_wired_list_is_refused_with_its_count(engine, api):
-    prompt = prompt_of(engine, start_image=["4", 0])
-    prompt["3"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": 12}}
-    prompt["4"] = {"class_type": "RebatchImages", "inputs": {"images": ["3", 0], "batch_size": 1}}
-    assert "start_image holds 12 items" in engine.run(prompt).error
-    assert api.requests == []
-
-
 def test_the_node_does_not_keep_the_text_of_an_earlier_run(engine, api):
     assert engine.run(prompt_of(engine)).succeeded
     api.plan(Fault(FaultKind.FAILED_JOB, message="too dark"))
     assert "too dark" in engine.run(prompt_of(engine)).texts[-1][1]
-
-
-def test_a_batch_is_refused_for_now_with_its_count(engine, api):
-    prompt = prompt_of(engine, start_image=["3", 0])
-    prompt["3"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["1", 0], "amount": 4}}
-    outcome = engine.run(prompt)
-    assert "start_image holds 4 items" in outcome.error
-    assert api.requests == []
 
 
 def test_without_a_token_the_error_names_the_places_and_rehearsal(engine, monkeypatch):

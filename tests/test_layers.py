@@ -22,7 +22,8 @@ LAYERS = [
     {"core.again", "core.send"},
     {"core.jobs"},
     {"comfy_bridge", "kling_inputs"},
-    {"kling_image_to_video", "routes"},
+    {"waiting", "kling_outputs"},
+    {"kling_image_to_video", "kling_submit", "kling_collect", "routes"},
     {"extension"},
 ]
 ALLOWED_BESIDE: set[tuple[str, str]] = set()

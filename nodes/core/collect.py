@@ -69,13 +69,13 @@ class Collector:
         A ledger that fails here must not lose the clip: what could not be written is kept and
         written with the next step.
         """
-        job.update(state=state)
         job.unwritten.append((state, values))
         try:
             self.flush(job, row.id)
         except errors.LedgerError as error:
             request_id = job.progress.request_id
             log.error("request %s goes on, but is not in the ledger: %s", request_id, error)
+        job.update(state=state)
 
     def collect(self, job: Job, row: Row, request_id: str, *, is_new: bool) -> Clip:
         """Wait for the job's clip and save it.

@@ -112,16 +112,23 @@ class Progress:
 class Job:
     """A job on its way. Safe to read from any thread.
 
-    ``price_usd`` is the estimate, ``is_new`` whether this run pays it. ``notes`` are sentences for
-    the user that come with the clip. ``follows`` is the live job of the very same request, where
-    there was one. ``unwritten`` holds states that the ledger could not take yet.
+    ``price_usd`` is the estimate; ``is_new`` whether this run pays it, None while nobody knows;
+    ``is_awaited`` whether a node waits for the clip. ``notes`` are sentences that come with it.
+    ``follows`` is the live job of the very same request, where there was one. ``unwritten`` holds
+    states that the ledger could not take yet.
     """
 
     def __init__(
-        self, price_usd: float, connection: Connection, clock: Callable[[], float]
+        self,
+        price_usd: float,
+        connection: Connection,
+        clock: Callable[[], float],
+        *,
+        is_awaited: bool = True,
     ) -> None:
         self.price_usd = price_usd
-        self.is_new = False
+        self.is_new: bool | None = None
+        self.is_awaited = is_awaited
         self.notes: list[str] = []
         self.connection = connection
         self.follows: Job | None = None

@@ -72,18 +72,22 @@ class JobRunner:
         return self.start_all([order], connection)[0]
 
     def start_all(
-        self, orders: Sequence[Order], connection: Connection, *, in_line: bool = True
+        self, orders: Sequence[Order], connection: Connection, *, is_awaited: bool = True
     ) -> list[Job]:
         """Start the jobs of one run, which are checked and priced together.
 
         Args:
             orders: What is asked for; one job each, in this order.
             connection: Where they go.
-            in_line: Whether they wait until fewer than ``max_concurrent`` jobs are in flight.
+            is_awaited: Whether a node waits for the clips. Only such jobs wait until fewer than
+                ``max_concurrent`` of them are in flight.
         """
-        jobs = [Job(order.request.price_usd(), connection, self._clock) for order in orders]
+        jobs = [
+            Job(order.request.price_usd(), connection, self._clock, is_awaited=is_awaited)
+            for order in orders
+        ]
         box = [list(orders)]  # emptied by the thread: pictures are not kept until clips arrive
-        _thread("runcomfy-run", lambda: self._start(jobs, box.pop(), connection, in_line))
+        _thread("runcomfy-run", lambda: self._start(jobs, box.pop(), connection))
         return jobs
 
     def resume(self, connection: Connection) -> list[Job]:
@@ -156,9 +160,7 @@ class JobRunner:
     def _begin(self, job: Job, make: Callable[[], Clip]) -> None:
         _thread("runcomfy-job", lambda: self._run(job, make))
 
-    def _start(
-        self, jobs: list[Job], orders: list[Order], connection: Connection, in_line: bool
-    ) -> None:
+    def _start(self, jobs: list[Job], orders: list[Order], connection: Connection) -> None:
         try:
             origin = connection.transport.origin
             drafts = draft_all(orders, origin=origin, check_prefix=self._places.folder)
@@ -169,7 +171,7 @@ class JobRunner:
             return
         orders.clear()
         for job, draft in zip(jobs, drafts, strict=True):
-            if in_line and job.is_new:
+            if job.is_awaited and job.is_new:
                 self._slots.line_up(job)
             self._begin(job, partial(self._make, job, [draft]))
         drafts.clear()
@@ -226,6 +228,8 @@ class JobRunner:
             self._slots.leave(job)
             return self._attacher.attach(job, row, prefix)
         clip = self._collector.collect(job, row, request_id, is_new=True)
+        if not job.is_awaited:  # it is where it was to go
+            self.collected(clip)
         return replace(clip, notes=(*job.notes, *clip.notes))
 
     def _wait_in_line(self, job: Job) -> None:

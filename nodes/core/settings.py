@@ -8,6 +8,7 @@ The file's keys are the variables' names in lower case without ``RUNCOMFY_``: ``
 
 import contextlib
 import json
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ TOKEN_VARIABLES = (
 DEFAULT_API_BASE_URL = "https://model-api.runcomfy.net"
 DEFAULT_POLL_S = 3.0
 DEFAULT_TIMEOUT_S = 3600.0
+DEFAULT_MAX_CONCURRENT_JOBS = 8
+DEFAULT_MAX_JOBS_PER_RUN = 8
+MAX_JOBS = 1000
 FILE_NAME = "settings.json"
 FILE_KEYS = (
     "api_token",
@@ -32,6 +36,9 @@ FILE_KEYS = (
     "rehearsal",
     "poll_seconds",
     "timeout_seconds",
+    "max_concurrent_jobs",
+    "max_jobs_per_run",
+    "daily_budget_usd",
     "ledger_url",
 )
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,7 +49,8 @@ _PLACE = "in the environment or in settings.json"
 class Settings:
     """What one run goes by. Times in seconds. What may hold a secret never shows in a repr.
 
-    ``ledger_url`` None means the SQLite file beside ``settings.json``.
+    ``daily_budget_usd`` None means no limit, ``ledger_url`` None means the SQLite file beside
+    ``settings.json``.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -50,6 +58,9 @@ class Settings:
     rehearsal: bool = False
     poll_s: float = DEFAULT_POLL_S
     timeout_s: float = DEFAULT_TIMEOUT_S
+    max_concurrent_jobs: int = DEFAULT_MAX_CONCURRENT_JOBS
+    max_jobs_per_run: int = DEFAULT_MAX_JOBS_PER_RUN
+    daily_budget_usd: float | None = None
     ledger_url: str | None = field(default=None, repr=False)
 
     def require_token(self) -> str:
@@ -97,6 +108,13 @@ def load(folder: Path, environ: Mapping[str, str]) -> Settings:
         timeout_s=_seconds(
             "timeout_seconds", text("timeout_seconds"), DEFAULT_TIMEOUT_S, 10, 86400
         ),
+        max_concurrent_jobs=_count(
+            "max_concurrent_jobs", text("max_concurrent_jobs"), DEFAULT_MAX_CONCURRENT_JOBS
+        ),
+        max_jobs_per_run=_count(
+            "max_jobs_per_run", text("max_jobs_per_run"), DEFAULT_MAX_JOBS_PER_RUN
+        ),
+        daily_budget_usd=_dollars("daily_budget_usd", text("daily_budget_usd")),
         ledger_url=text("ledger_url"),
     )
 
@@ -172,6 +190,32 @@ def _switch(key: str, value: str | None) -> bool:
     if value.lower() not in known:
         raise ConfigError(f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; set it to 1 or 0.")
     return known[value.lower()]
+
+
+def _count(key: str, value: str | None, default: int) -> int:
+    if value is None:
+        return default
+    if not value.isdecimal() or not 1 <= int(value) <= MAX_JOBS:
+        raise ConfigError(
+            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            f"set it to a whole number from 1 to {MAX_JOBS}."
+        )
+    return int(value)
+
+
+def _dollars(key: str, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError(
+            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            "set it to an amount in USD such as 25, or leave it out for no limit."
+        )
+    return number
 
 
 def _seconds(key: str, value: str | None, default: float, low: float, high: float) -> float:
