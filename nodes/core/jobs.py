@@ -192,8 +192,8 @@ class JobRunner:
                     "never collected. Did the picture change by itself? Its clip can still be "
                     "collected."
                 )
-        if connection.budget_usd is not None:
-            total_usd = sum(job.price_usd for job in jobs if job.is_new)
+        total_usd = sum(job.price_usd for job in jobs if job.is_new)
+        if connection.budget_usd is not None and total_usd:
             self._ledger.check_budget(connection.transport.origin, total_usd, connection.budget_usd)
 
     def _estimate_usd(self, draft: Draft, connection: Connection) -> float:

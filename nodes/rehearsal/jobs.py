@@ -139,6 +139,10 @@ class JobStore:
         """The job of that id, if there is one."""
         return self._jobs.get(request_id)
 
+    def forget(self, request_id: str) -> None:
+        """Know a job no more, as after the time for which results are kept."""
+        self._jobs.pop(request_id, None)
+
     def add(self, model: Model, request: ImageToVideo, plan: Plan) -> Job:
         """Accept a job and let its rendering begin."""
         faults = PendingFaults(plan.faults)

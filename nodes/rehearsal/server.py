@@ -21,6 +21,8 @@ from .journal import Journal, Request, Submission
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from .jobs import JobStore
+
 HOST = "127.0.0.1"
 START_S = 30
 # Open polls are short; a download that nobody reads must not hold up the end.
@@ -50,6 +52,7 @@ class RehearsalServer:
         self._port = port
         self._queue_s, self._run_s = seconds("queue_s", queue_s), seconds("run_s", run_s)
         self._journal = Journal()
+        self._jobs: JobStore | None = None
         self._thread: threading.Thread | None = None
         self._end: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
@@ -69,6 +72,11 @@ class RehearsalServer:
         """Set faults and pace of the next accepted job; a second call is for the one after."""
         self._journal.plans.append(Plan(faults, queue_s, run_s))
 
+    def forget(self, request_id: str) -> None:
+        """Know a job no more, as after the time for which results are kept."""
+        if self._jobs is not None:
+            self._jobs.forget(request_id)
+
     def start(self) -> RehearsalServer:
         """Listen, and return when requests are answered. Raises OSError for a taken port."""
         if self._thread is not None:
@@ -77,7 +85,7 @@ class RehearsalServer:
         from .api import Api
         from .jobs import JobStore
 
-        jobs = JobStore(self._folder, queue_s=self._queue_s, run_s=self._run_s)
+        jobs = self._jobs = JobStore(self._folder, queue_s=self._queue_s, run_s=self._run_s)
         listener = socket.create_server((HOST, self._port))
         self.origin = f"http://{HOST}:{listener.getsockname()[1]}"
         app = Api(jobs, self._journal, origin=self.origin, token=self.token).application()
