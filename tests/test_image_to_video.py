@@ -11,6 +11,7 @@ import av
 import pytest
 import torch
 from conftest import CANARY_TOKEN
+from engine_in_process import progress_texts
 from node_case import SEEDS, prompt_of
 from pack.nodes.rehearsal import Fault, FaultKind
 from PIL import Image
@@ -392,3 +393,22 @@ def test_the_start_frame_is_the_picture_that_was_wired(engine, api):
     frames = outcome.outputs["2"][0][0].get_components().images
     teal = torch.tensor([0, 128, 128]) / 255
     assert torch.allclose(frames[0, 100:110, 300:310].mean((0, 1)), teal, atol=0.06)
+
+
+@pytest.mark.parametrize("identical", [True, False])
+def test_each_of_two_stopped_nodes_is_told_the_truth(engine, api, identical):
+    prompt = prompt_of(engine)
+    inputs = dict(prompt["2"]["inputs"])
+    if not identical:
+        inputs["seed"] = next(SEEDS)
+    prompt["3"] = {**prompt["2"], "inputs": inputs}
+    for _ in range(2):
+        api.plan(queue_s=30)
+    jobs = 1 if identical else 2
+    stop_when(engine, api, lambda: sum("/status" in r.path for r in api.requests) >= 2 * jobs)
+    assert engine.run(prompt).interrupted
+    time.sleep(2)  # the node that did not see the flag is told by the prompt's history
+    told = dict(text for event in list(engine._sent) for text in progress_texts(*event))
+    assert all("no charge" in told[node] or "is charged" in told[node] for node in "23"), told
+    assert not any("cannot be cancelled" in told[node] for node in "23")
+    assert sum(request.path.endswith("/cancel") for request in api.requests) == jobs

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -274,3 +275,33 @@ def test_what_the_ledger_could_not_take_during_the_job_is_written_after_it(
     working.set()
     until(lambda: states(runner)[-1] == "completed")
     assert row_of(runner, rehearsal).request_id == clip.request_id
+
+
+def test_too_many_calls_hold_all_jobs_back_and_none_is_lost(tmp_path):
+    """The first is told to slow down; nobody else sends before that time is over."""
+    refused_at, sent_at = [], []
+
+    def api(conn):
+        head = read_request(conn)
+        if b"image-to-video" not in head:
+            conn.sendall(reply(200, {"status": "in_queue"}))
+        elif not refused_at:
+            refused_at.append(time.monotonic())
+            conn.sendall(reply(429, {"message": "slow"}, Retry_After="2"))
+        else:
+            sent_at.append(time.monotonic())
+            conn.sendall(reply(200, {"request_id": f"r-{len(sent_at)}"}))
+
+    with RawServer(api) as server:
+        runner = make_runner(tmp_path, wait=threading.Event.wait)
+        connection = Connection(
+            Transport(server.origin, "t"), InlineUploader(), poll_s=1, timeout_s=60
+        )
+        first = runner.start(make_order(), connection)
+        until(lambda: refused_at)
+        others = runner.start_all([make_order(seed=n) for n in (1, 2)], connection)
+        until(lambda: all(job.progress.request_id for job in (first, *others)))
+        for job in (first, *others):
+            runner.stop(job)
+    assert sent_at[0] - refused_at[0] >= 2
+    assert all(later - sooner > 0.5 for sooner, later in pairwise(sent_at))

@@ -48,6 +48,10 @@ BY_ID = Said(
 )
 
 
+class StoppedBefore(errors.JobCancelled):
+    """The job that was joined had been called off before this one was asked for."""
+
+
 class Attacher:
     """Finds the clips of rows that are in the ledger already."""
 
@@ -88,8 +92,12 @@ class Attacher:
             enters = row.state not in (JobState.SUBMITTING, *NOT_BINDING)
             live = self._live.enter(row.id, job) if enters else self._live.get(row.id)
             if live is not None and live is not job:
-                job.follows = live
-                return _tell(live.waiter().result(), said.joined, said)
+                clip = self._join(job, live)
+                if clip is not None:
+                    return _tell(clip, said.joined, said)
+                self._pause(job, LOOK_S)
+                row = self._ledger.get(row.id)
+                continue
             if row.state != JobState.SUBMITTING:
                 break
             if job.stop_requested.is_set():
@@ -99,7 +107,23 @@ class Attacher:
             job.update(note="Another ComfyUI is sending this very request")
             self._pause(job, LOOK_S)
             row = self._ledger.get(row.id)
+        row = self._ledger.get(row.id)  # the job that was here may have ended since it was read
         return self._collect(job, replace(row, prefix=prefix or row.prefix), said)
+
+    def _join(self, job: Job, live: Job) -> Clip | None:
+        """The clip of a live job; None where that gave up waiting before this one has to."""
+        stopped_before = live.stopped is not None and live.stopped <= job.started
+        job.follows = live
+        try:
+            return live.waiter().result()
+        except errors.JobTimeout:
+            job.follows = None
+            return None
+        except errors.JobCancelled as error:
+            if not stopped_before or job.stop_requested.is_set():
+                raise
+            job.follows = None
+            raise StoppedBefore(str(error)) from None
 
     def by_id(
         self,
@@ -165,6 +189,8 @@ class Attacher:
             raise _sent_before(row)
         clip = self._collector.from_disk(row)
         if clip is not None:
+            if row.state in (JobState.IN_QUEUE, JobState.IN_PROGRESS):  # it was lost for a while
+                self._collector.record(job, row, JobState.DOWNLOADING)
             self._collector.record(job, row, JobState.COMPLETED)
             return _tell(clip, said.reused, said)
         how = said.fetched if row.path else said.collected

@@ -17,6 +17,7 @@ from . import errors
 MAX_RETRY_AFTER_S = 300.0
 WAIT_OUT = (408, 425, 429)
 GATEWAY_WORDS = (408, 425, 499)
+ABOUT_THE_CALL = (400004, 403001, 404001)  # the token, the account, the request: not the job
 _MAX_REASON = 2000
 _LEAST_TOKEN = 6  # what is shorter is no token, and stands in many words
 _MAX_WORDS = 600
@@ -75,6 +76,14 @@ def is_rate_limit(status_code: int, body: Mapping[str, Any] | None) -> bool:
     return 429 in (status_code, (error_code(body) or 0) // 1000)
 
 
+def is_job_state(status_code: int, body: Mapping[str, Any] | None) -> bool:
+    """Whether an answer's ``status`` is a job's. ``error`` can also be the call's own."""
+    state = str((body or {}).get("status") or "").lower()
+    if state != "error":
+        return bool(state)
+    return not is_passing(status_code, body) and error_code(body) not in ABOUT_THE_CALL
+
+
 def refusal(
     status_code: int,
     body: Mapping[str, Any] | None,
@@ -126,6 +135,8 @@ def clean(value: object, token: str | None = None) -> str:
         text = " ".join(_flatten(value).split())
     except RecursionError:
         text = "an answer nested too deep to read"
+    # half an emoji and NUL are JSON, but no database takes them
+    text = text.encode("utf-8", "replace").decode().replace("\0", "")
     text = _MEDIA.sub("[media]", text)
     text = _redact(text, token)
     return text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 1] + "…"

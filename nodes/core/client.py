@@ -111,9 +111,11 @@ class RunComfyClient:
         """The state, with the queue position while queued."""
         return self._job_status(request_id, self._transport.get(_path(request_id, "status")).body)
 
-    def result(self, request_id: str) -> JobStatus:
+    def result(self, request_id: str, *, timeout_s: float | None = None) -> JobStatus:
         """The state, and once it has ended the clip's address, the reason, and the cost."""
-        answer = self._transport.get(_path(request_id, "result"), {"include_cost": "true"})
+        answer = self._transport.get(
+            _path(request_id, "result"), {"include_cost": "true"}, timeout_s=timeout_s
+        )
         return self._job_status(request_id, answer.body)
 
     def cancel(self, request_id: str) -> CancelOutcome:

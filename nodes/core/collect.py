@@ -30,6 +30,8 @@ DURATION_TOLERANCE_S = 0.5
 DEAD_LINK_PAUSES_S = (2.0, 10.0)
 RENAME_ATTEMPTS = 20  # on Windows a virus scanner or a preview may hold a new file for a moment
 NAME_ATTEMPTS = 10_000
+COST_S = 1.0  # the clip is there: who waits for it does not wait for its price
+LATE_COST_PAUSES_S = (5.0, 30.0)
 LEFTOVER_S = 3600.0  # a download that nobody has written to for so long is nobody's
 _GONE = (404, 410)
 _STATES = {State.IN_PROGRESS: JobState.IN_PROGRESS, State.COMPLETED: JobState.IN_PROGRESS}
@@ -70,12 +72,15 @@ class Collector:
         written with the next step.
         """
         job.unwritten.append((state, values))
+        self._try_flush(job, row)
+        job.update(state=state)
+
+    def _try_flush(self, job: Job, row: Row) -> None:
         try:
             self.flush(job, row.id)
         except errors.LedgerError as error:
             request_id = job.progress.request_id
             log.error("request %s goes on, but is not in the ledger: %s", request_id, error)
-        job.update(state=state)
 
     def collect(self, job: Job, row: Row, request_id: str, *, is_new: bool) -> Clip:
         """Wait for the job's clip and save it.
@@ -143,6 +148,8 @@ class Collector:
                 state = _STATES.get(status.state)
                 if state and state != job.progress.state:
                     self.record(job, row, state)
+                elif job.unwritten:
+                    self._try_flush(job, row)
                 job.update(queue_position=status.queue_position, note=status.note)
         except errors.NotFoundError:
             raise self._expired(job, row, request_id) from None
@@ -151,9 +158,13 @@ class Collector:
             self.record(job, row, JobState.FAILED, error=said, cost_usd=status.cost_usd)
             raise errors.JobFailed(f"Kling could not make the clip: {said}", request_id=request_id)
         if status.state == State.CANCELLED:
-            self.record(job, row, JobState.CANCELLED)
+            had_begun = job.progress.state != JobState.IN_QUEUE or bool(status.cost_usd)
+            self.record(job, row, JobState.CANCELLED, **_known(cost_usd=status.cost_usd))
             raise errors.JobCancelled(
-                "The job was cancelled while queued; nothing is charged.", request_id=request_id
+                "The job was cancelled at RunComfy after it had begun; it may be charged."
+                if had_begun
+                else "The job was cancelled while queued; nothing is charged.",
+                request_id=request_id,
             )
         return status
 
@@ -172,9 +183,12 @@ class Collector:
         finally:
             with suppress(OSError):  # held open by a scanner: it is removed with the leftovers
                 part.unlink(missing_ok=True)
-        self.record(job, row, JobState.COMPLETED, path=str(path), cost_usd=status.cost_usd)
+        paid = _known(cost_usd=status.cost_usd)
+        self.record(job, row, JobState.COMPLETED, path=str(path), **paid)
         cost_usd = self._cost(client, status)
-        if cost_usd != status.cost_usd:
+        if cost_usd is None:
+            cost_usd = row.cost_usd
+        elif cost_usd != status.cost_usd:
             self.record(job, row, JobState.COMPLETED, cost_usd=cost_usd)
         notes = []
         # a job that was sent elsewhere is of an unknown length
@@ -198,8 +212,9 @@ class Collector:
                 break
             log.warning("asking for the clip's address again: %s", failed)
             self._pause(job, pause_s)
-            again = client.result(status.request_id)
-            status = again if again.video_urls else status
+            with suppress(errors.NetworkError):  # then the same addresses are tried once more
+                again = client.result(status.request_id)
+                status = again if again.video_urls else status
         if isinstance(failed, errors.ApiError) and failed.status_code in _GONE:
             raise self._expired(job, row, status.request_id)
         raise failed
@@ -237,16 +252,30 @@ class Collector:
         raise errors.MediaError(f"There is no free name like {path}. Choose another prefix.")
 
     def _expired(self, job: Job, row: Row, request_id: str) -> errors.ResultExpired:
-        self.record(job, row, JobState.EXPIRED)
-        return expired(request_id)
+        was_made = row.path is not None or job.progress.state == JobState.DOWNLOADING
+        if row.account == job.connection.transport.account:  # another one may not see it at all
+            self.record(job, row, JobState.EXPIRED)
+        return expired(request_id, was_made=was_made)
 
     def _cost(self, client: RunComfyClient, status: JobStatus) -> float | None:
         """The real cost, which RunComfy may know only some time after the end."""
         if status.cost_usd is not None:
             return status.cost_usd
         with suppress(errors.NetworkError, errors.ApiError):
-            return client.result(status.request_id).cost_usd
+            return client.result(status.request_id, timeout_s=COST_S).cost_usd
         return None
+
+    def late_cost(self, job: Job, clip: Clip) -> None:
+        """Ask for a cost that RunComfy did not know yet: estimates and the budget go by it."""
+        client = RunComfyClient(job.connection.transport, clock=self._clock)
+        for pause_s in LATE_COST_PAUSES_S:
+            self._pause(job, pause_s)
+            with suppress(errors.NetworkError, errors.ApiError):
+                cost_usd = client.result(clip.request_id).cost_usd
+                if cost_usd is not None:
+                    with suppress(errors.LedgerError):
+                        self._ledger.set(clip.row_id, cost_usd=cost_usd)
+                    return
 
     def _part(self, row: Row, request_id: str) -> Path:
         """A name of our own: another process may be collecting the same job."""
@@ -259,8 +288,18 @@ class Collector:
         return folder / f"{name}.{secrets.token_hex(4)}.part"
 
 
-def expired(request_id: str | None) -> errors.ResultExpired:
+def _known(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def expired(request_id: str | None, *, was_made: bool) -> errors.ResultExpired:
     """What to say of a paid clip that is nowhere any more."""
+    if not was_made:
+        return errors.ResultExpired(
+            "RunComfy does not know this request, or knows it no more. It may have been charged: "
+            "look for it on RunComfy's Generations page; to pay for a new take, change the seed.",
+            request_id=request_id,
+        )
     return errors.ResultExpired(
         "This clip was made and paid before, but its file is gone and RunComfy does not have it "
         "any more. To make and pay for it anew, change the seed.",

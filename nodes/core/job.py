@@ -135,6 +135,10 @@ class Job:
         self.unwritten: list[tuple[JobState, dict[str, Any]]] = []
         self.stop_requested = threading.Event()
         self.wake = threading.Event()
+        self.started = clock()
+        self.stopped: float | None = None
+        self.cancelling = threading.Lock()
+        self.is_cancelled = False
         self._clock = clock
         self._lock = threading.Lock()
         self._progress = Progress(JobState.PREPARING, clock())

@@ -21,20 +21,21 @@ from functools import partial
 from typing import Any
 
 from . import errors, owner, stop
-from .again import Attacher
+from .again import Attacher, StoppedBefore
 from .collect import Collector, Places
 from .draft import Draft, draft_all
 from .job import Clip, Connection, Job, Order
 from .ledger import Ledger
 from .live import Live
 from .prices import estimate_usd
+from .rows import Row
 from .send import Sender
 from .slots import Slots
 from .states import JobState
 
 log = logging.getLogger("runcomfy")
 
-FLUSH_ATTEMPTS = 5
+FLUSH_PAUSE_S = 30.0
 LOOK_S = 1.0  # how often a job in line looks, beside being woken
 
 
@@ -86,7 +87,7 @@ class JobRunner:
             Job(order.request.price_usd(), connection, self._clock, is_awaited=is_awaited)
             for order in orders
         ]
-        box = [list(orders)]  # emptied by the thread: pictures are not kept until clips arrive
+        box = [list(orders)]  # emptied by the thread
         _thread("runcomfy-run", lambda: self._start(jobs, box.pop(), connection))
         return jobs
 
@@ -97,7 +98,7 @@ class JobRunner:
         """
         transport, resumed = connection.transport, []
         for row in self._ledger.unfinished(transport.origin):
-            elsewhere = row.owner != owner.me() and not owner.is_dead(row.owner)
+            elsewhere = owner.is_elsewhere(row.owner, is_shared=self._ledger.is_shared)
             watched = self._live.get(row.id) is not None or elsewhere
             if row.account == transport.account and not watched:
                 job = Job(row.price_usd, connection, self._clock)
@@ -141,6 +142,7 @@ class JobRunner:
         """
         for one in (job, job.follows):
             if one is not None:
+                one.stopped = one.stopped or self._clock()
                 one.stop_requested.set()
                 one.wake.set()
         said: Future[str] = Future()
@@ -215,22 +217,30 @@ class JobRunner:
         return estimate_usd(request, base, paid_usd)
 
     def _make(self, job: Job, box: list[Draft]) -> Clip:
-        draft = box.pop()  # with its pictures, which go once they are sent
-        prefix = draft.order.prefix
-        row = self._ledger.find(draft.identity.full)
-        if row is not None:
-            self._slots.leave(job)
-            return self._attacher.attach(job, row, prefix)
-        self._wait_in_line(job)
-        row, request_id = self._sender.send(job, draft)
-        del draft
+        row, request_id = self._send(job, box[0])
         if request_id is None:
-            self._slots.leave(job)
-            return self._attacher.attach(job, row, prefix)
+            try:
+                return self._attacher.attach(job, row, box[0].order.prefix)
+            except StoppedBefore:  # it was cancelled for an earlier prompt, not for this one
+                row, request_id = self._send(job, box[0])
+        if request_id is None:
+            return self._attacher.attach(job, row, box[0].order.prefix)
+        box.clear()  # pictures are not kept until clips arrive
         clip = self._collector.collect(job, row, request_id, is_new=True)
         if not job.is_awaited:  # it is where it was to go
             self.collected(clip)
         return replace(clip, notes=(*job.notes, *clip.notes))
+
+    def _send(self, job: Job, draft: Draft) -> tuple[Row, str | None]:
+        """The row of a draft, and its request id if it was sent now."""
+        row = self._ledger.find(draft.identity.full)
+        if row is None:
+            self._wait_in_line(job)
+            row, request_id = self._sender.send(job, draft)
+            if request_id is not None:
+                return row, request_id
+        self._slots.leave(job)
+        return row, None
 
     def _wait_in_line(self, job: Job) -> None:
         while place := self._slots.enter(job, job.connection.max_concurrent):
@@ -260,6 +270,8 @@ class JobRunner:
         self._live.leave(job)
         if not job.ended:
             job.settle(outcome)
+        if isinstance(outcome, Clip) and outcome.cost_usd is None:
+            self._collector.late_cost(job, outcome)
         job.connection.transport.close()
         if isinstance(outcome, Clip):
             log.info("clip: %s (request %s)", outcome.path, outcome.request_id)
@@ -267,14 +279,14 @@ class JobRunner:
             log.warning("job ended without a clip: %s", outcome)
 
     def _flush(self, job: Job) -> None:
-        """A last try to write what the ledger could not take: lost here, it is lost."""
-        row_id = self._live.row_id(job)
-        for attempt in range(FLUSH_ATTEMPTS if row_id is not None else 0):
-            if attempt:
-                self._wait(threading.Event(), LOOK_S)
+        """Write what the ledger could not take, for as long as the process lives."""
+        row_id, pause_s = self._live.row_id(job), LOOK_S
+        while job.unwritten and row_id is not None:
             with suppress(errors.LedgerError):
-                self._collector.flush(job, int(row_id or 0))
+                self._collector.flush(job, row_id)
                 return
+            self._wait(threading.Event(), pause_s)
+            pause_s = min(2 * pause_s, FLUSH_PAUSE_S)
 
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)

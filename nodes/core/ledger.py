@@ -62,6 +62,11 @@ class Ledger:
         self._file: tuple[int, int] | None = None
         self._opening = threading.Lock()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines may use it too."""
+        return self._engine.dialect.name != "sqlite"
+
     def close(self) -> None:
         """Give back all connections."""
         self._engine.dispose()

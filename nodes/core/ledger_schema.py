@@ -4,7 +4,9 @@ The clock is the database's own, so that machines which share a ledger need not 
 """
 
 import os
+import sqlite3
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from .states import NOT_BINDING, JobState
 
 VERSION = 1
 BUSY_S = 30
+OPEN_TRIES = 100
 CLAIM_LOCK = 7239461  # any number of our own
 _STATES = ", ".join(f"'{state.value}'" for state in JobState if state != JobState.PREPARING)
 # as text and not as parameters: SQLite uses the index only for a query with the very same words
@@ -111,7 +114,14 @@ def tune_sqlite(engine: sa.Engine) -> None:
         connection.isolation_level = None  # the driver must not begin transactions by itself
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
-        mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        for tries_left in reversed(range(OPEN_TRIES)):
+            try:
+                mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+                break
+            except sqlite3.OperationalError:  # two switch a new file at once: no busy wait here
+                if not tries_left:
+                    raise
+                time.sleep(0.05)
         if mode not in ("wal", "memory"):  # network folders cannot do WAL, and say so only here
             cursor.execute("PRAGMA journal_mode=DELETE")
         cursor.execute("PRAGMA synchronous=FULL")

@@ -1,10 +1,8 @@
 """The jobs of this process that are under way, by their row in the ledger."""
 
 import threading
-from collections.abc import Callable
 
 from .job import Job
-from .rows import Row
 
 
 class Live:
@@ -13,6 +11,10 @@ class Live:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
+
+    def __len__(self) -> int:
+        """How many are under way."""
+        return len(self._jobs)
 
     def get(self, row_id: int) -> Job | None:
         """The job that is live under this row, if any."""
@@ -23,14 +25,6 @@ class Live:
         """The job that is live under this row: this one where there was none."""
         with self._lock:
             return self._jobs.setdefault(row_id, job)
-
-    def claim(self, job: Job, claim: Callable[[], tuple[Row, bool]]) -> tuple[Row, bool]:
-        """Claim a row for this job, so that nobody here finds the row without its live job."""
-        with self._lock:
-            row, is_ours = claim()
-            if is_ours:
-                self._jobs[row.id] = job
-            return row, is_ours
 
     def row_id(self, job: Job) -> int | None:
         """The row under which this job is live, if any."""

@@ -31,6 +31,20 @@ def is_dead(owner: str) -> bool:
         return False
 
 
+def is_elsewhere(owner: str, *, is_shared: bool) -> bool:
+    """True if that process may be alive and see to its jobs itself.
+
+    A name of before a reboot, or of a container made anew, is nobody's; only where machines share
+    a ledger may another machine's name be somebody's.
+    """
+    if owner == me():
+        return False
+    machine = owner.split(" ")[0]
+    if machine == _machine():
+        return not is_dead(owner)
+    return is_shared and machine.split("/")[0] != _machine().split("/")[0]
+
+
 @cache
 def _name(pid: int) -> str:
     return f"{_machine()} {pid} {_started(pid)}"

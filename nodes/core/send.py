@@ -94,9 +94,10 @@ class Sender:
         )
         limit_s = Transport.post_limit_s(payload)
         budget_usd = job.connection.budget_usd
-        return self._live.claim(
-            job, lambda: self._ledger.claim(new, post_limit_s=limit_s, budget_usd=budget_usd)
-        )
+        row, is_ours = self._ledger.claim(new, post_limit_s=limit_s, budget_usd=budget_usd)
+        if is_ours:
+            self._live.enter(row.id, job)
+        return row, is_ours
 
     def _post(self, job: Job, row: Row, model_id: str, payload: Mapping[str, Any]) -> str:
         """Send the claimed job; what comes of it is written when this returns or raises."""

@@ -45,8 +45,13 @@ def call_off(
             "fails, queue again to fetch it."
         )
     client = RunComfyClient(job.connection.transport, clock=clock)
-    outcome = _cancel(client, str(job.progress.request_id), wait)
-    (job.follows or job).wake.set()
+    one = job.follows or job
+    with one.cancelling:  # a second cancel would be told that there is nothing to cancel
+        outcome = CancelOutcome.CANCELLED
+        if not one.is_cancelled:
+            outcome = _cancel(client, str(job.progress.request_id), wait)
+        one.is_cancelled = outcome == CancelOutcome.CANCELLED
+    one.wake.set()
     if outcome == CancelOutcome.CANCELLED:
         return "Stopped. The job was still queued at RunComfy and is cancelled: no charge."
     if outcome == CancelOutcome.NOT_CANCELLABLE:

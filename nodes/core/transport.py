@@ -97,14 +97,16 @@ class Transport:
         """A server's words, fit to be shown: short, without the token and without media."""
         return answers.clean(words, self._token)
 
-    def get(self, path: str, params: Mapping[str, str] | None = None) -> Answer:
-        """GET a JSON object.
+    def get(
+        self, path: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None = None
+    ) -> Answer:
+        """GET a JSON object; ``timeout_s`` to connect, and again to answer.
 
         Raises:
             NetworkError: No usable answer; asking again is safe.
             ApiError: RunComfy's clear refusal.
         """
-        return self._call(self._session, "GET", path, params, READ_S)
+        return self._call(self._session, "GET", path, params, timeout_s or READ_S)
 
     def post(self, path: str, *, timeout_s: float = READ_S) -> Answer:
         """POST without a body, once; ``timeout_s`` to connect, and again to answer.
@@ -179,7 +181,7 @@ class Transport:
         request_id = _request_id(parsed)
         if request_id and 200 <= status_code < 300:
             return request_id
-        if not request_id and not (cut and parsed is None):
+        if not request_id and not (cut and parsed is None and body.handed_over):
             if answers.is_refusal(status_code, parsed):
                 raise answers.refusal(
                     status_code,
@@ -298,12 +300,7 @@ class Transport:
             ) from None
         code = response.status_code
         parsed = answers.parse(bytes(content))
-        state = parsed.get("status") if parsed is not None and code < 300 else None
-        if (
-            parsed is not None
-            and state
-            and not (state == "error" and answers.is_passing(code, parsed))
-        ):
+        if parsed is not None and code < 300 and answers.is_job_state(code, parsed):
             return Answer(code, parsed)  # a failed job has an error_code too; its state says more
         if parsed is None or answers.is_passing(code, parsed) or 300 <= code < 400:
             said = answers.words(parsed, self._token).rstrip(". ") or ("" if parsed else "no JSON")
