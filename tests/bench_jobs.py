@@ -1,10 +1,14 @@
 """What the ledger and the runner cost: `python tests/bench_jobs.py`, loopback only, under a minute.
 
 Durable intent write against a plain SQLite insert with the same syncing; look-up and list in a
-ledger of 10,000 jobs; memory and threads over 1,000 jobs.
+ledger of 10,000 jobs; memory and threads over 1,000 jobs; a batch of 32 jobs in one graph of the
+real ComfyUI against one job; 50 prompts queued with the Submit node.
 """
 
+import importlib
+import itertools
 import json
+import os
 import random
 import sqlite3
 import statistics
@@ -108,18 +112,31 @@ def bench_reads(folder: Path) -> None:
 
 
 class _Api(BaseHTTPRequestHandler):
-    """Every job is done at once."""
+    """Every job is done ``run_s`` seconds after it was sent."""
 
     clip = b""
+    run_s = 0.0
     protocol_version = "HTTP/1.1"
+    numbers = itertools.count(1)
+    sent: dict[str, float] = {}
+    asked = 0
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer({"request_id": f"r-{time.monotonic_ns()}"})
+        request_id = f"r-{next(self.numbers)}"
+        self.sent[request_id] = time.monotonic()
+        self._answer({"request_id": request_id})
 
     def do_GET(self) -> None:
         if self.path == "/clip.mp4":
             self._send(self.clip, "video/mp4")
+            return
+        if self.path.startswith("/v1/models/"):
+            self._answer({"base_price_usd": 0.084, "price_unit": "second"})
+            return
+        _Api.asked += 1
+        if time.monotonic() - self.sent[self.path.split("/")[3]] < self.run_s:
+            self._answer({"status": "in_progress"})
             return
         url = f"http://{self.headers['Host']}/clip.mp4"
         self._answer({"status": "succeeded", "output": {"video": url}, "cost": 0.25})
@@ -138,6 +155,10 @@ class _Api(BaseHTTPRequestHandler):
         """Silent."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # 32 jobs knock at once
+
+
 class _Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,7 +173,7 @@ class _Folder:
 def bench_jobs(folder: Path, count: int = 1000, at_once: int = 8) -> None:
     """Memory and threads while so many jobs pass through one runner."""
     _Api.clip = make_clip(folder / "clip.mp4", frames=72, size=(64, 64)).read_bytes()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Api)
+    server = _Server(("127.0.0.1", 0), _Api)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     transport = Transport(f"http://127.0.0.1:{server.server_port}", "token-1")
     connection = Connection(transport, InlineUploader(), poll_s=1.0, timeout_s=60.0)
@@ -188,13 +209,74 @@ def bench_jobs(folder: Path, count: int = 1000, at_once: int = 8) -> None:
     server.shutdown()
 
 
+def bench_graphs(folder: Path, count: int = 32, submits: int = 50) -> None:
+    """A batch in one graph against one job, in the real engine; and many graphs with Submit."""
+    _Api.clip = make_clip(folder / "clip5.mp4", frames=120, size=(320, 320)).read_bytes()
+    server = _Server(("127.0.0.1", 0), _Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ |= {
+        "RUNCOMFY_API_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+        "RUNCOMFY_API_TOKEN": "token-1",
+        "RUNCOMFY_MAX_CONCURRENT_JOBS": str(count),
+        "RUNCOMFY_MAX_JOBS_PER_RUN": str(count),
+    }
+    base = folder / "engine"
+    base.mkdir()
+    engine = importlib.import_module("engine_in_process").Engine(
+        importlib.import_module("pack.dev.setup").engine_dir(), base
+    )
+    seeds = itertools.count()
+
+    def graph(node: str, pictures: int) -> dict[str, object]:
+        inputs = {
+            "prompt": "x",
+            "start_image": ["1", 0],
+            "duration": 5,
+            "generate_audio": False,
+            "negative_prompt": "",
+            "cfg_scale": 0.5,
+            "model": "kling-3.0/standard",
+            "seed": next(seeds),
+            "start_image_url": "",
+            "filename_prefix": "bench/clip",
+        }
+        picture = {"width": 320, "height": 320, "batch_size": pictures, "color": 0x808080}
+        return {
+            "1": {"class_type": "EmptyImage", "inputs": picture},
+            "2": {"class_type": f"RunComfyKling{node}", "inputs": inputs},
+        }
+
+    def run(node: str, pictures: int = 1) -> float:
+        began = time.perf_counter()
+        outcome = engine.run(graph(node, pictures))
+        assert outcome.succeeded, outcome.error
+        return time.perf_counter() - began
+
+    run("ImageToVideo")
+    _Api.run_s = 5.0
+    rounds = [(run("ImageToVideo"), run("ImageToVideo", count)) for _ in range(3)]
+    one, many = (statistics.median(times) for times in zip(*rounds, strict=True))
+    print(f"one job of 5 s           {one:6.2f} s   (median of 3, through the real ComfyUI)")
+    print(f"{count} jobs of 5 s at once  {many:6.2f} s   ratio {many / one:.2f} (target < 1.5)")
+    asked = _Api.asked
+    run("ImageToVideo", count)
+    print(f"  status and result requests a job: {(_Api.asked - asked) / count:.1f}")
+    _Api.run_s = 600.0
+    began = time.perf_counter()
+    for _ in range(submits):
+        run("Submit")
+    print(f"{submits} prompts with Submit     {time.perf_counter() - began:6.2f} s   (target < 60)")
+    server.shutdown()
+
+
 def main() -> None:
     """All of it, on a disk of this machine."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         bench_writes(folder)
         bench_reads(folder)
         bench_jobs(folder)
+        bench_graphs(folder)
 
 
 if __name__ == "__main__":
