@@ -10,10 +10,16 @@ class RunComfyKlingExtension(ComfyExtension):
         """The node classes, in the order of the menu."""
         # here, not above: importing the pack itself stays light
         from .kling_collect import RunComfyKlingCollect
+        from .kling_element import RunComfyKlingElement
         from .kling_image_to_video import RunComfyKlingImageToVideo
         from .kling_submit import RunComfyKlingSubmit
 
-        return [RunComfyKlingImageToVideo, RunComfyKlingSubmit, RunComfyKlingCollect]
+        return [
+            RunComfyKlingImageToVideo,
+            RunComfyKlingSubmit,
+            RunComfyKlingCollect,
+            RunComfyKlingElement,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -49,5 +49,4 @@ class RunComfyKlingImageToVideo(io.ComfyNode):
     @classmethod
     async def execute(cls, **values: Any) -> io.NodeOutput:
         """Check, run the jobs, and hand the clips on. See ``kling_inputs`` for the inputs."""
-        graph = comfy_bridge.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        return await clip_values(await run_jobs(cls.hidden.unique_id, orders(values, graph)))
+        return await clip_values(await run_jobs(cls.hidden.unique_id, orders(values, cls.hidden)))

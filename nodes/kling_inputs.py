@@ -8,13 +8,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from . import comfy_bridge
 from .core import kling
 from .core.draft import clip_number
+from .core.elements import mention_faults
 from .core.errors import InputError
 from .core.job import Order
-from .core.kling import KlingRequest
+from .core.kling import KlingRequest, Shot
 
 DEFAULT_PREFIX = "video/runcomfy-kling"
+SHOTS, OFF = "shots", "off"
+SHOT_COUNTS = range(2, kling.MAX_SHOTS + 1)
+Elements = io.Custom("KLING_ELEMENTS")
 
 
 def kling_inputs() -> list[io.Input]:
@@ -85,12 +90,48 @@ def kling_inputs() -> list[io.Input]:
             "must start with https:// and need no login.",
         ),
         filename_prefix_input(),
+        shots_input(),
+        Elements.Input(
+            "elements",
+            optional=True,
+            tooltip="Subjects to keep, from Kling Element. Name them @Element1, @Element2 in the "
+            "prompt.",
+        ),
         io.Image.Input(
             "end_image",
             optional=True,
             tooltip="The picture the clip ends on. Only kling-3.0/pro and kling-3.0/4k take one.",
         ),
     ]
+
+
+def shots_input() -> io.Input:
+    """How many shots, each with a prompt and a length; absent in graphs of older versions."""
+    low, high = kling.SHOT_DURATION_S
+    options = [io.DynamicCombo.Option(OFF, [])]
+    for count in SHOT_COUNTS:
+        parts: list[io.Input] = []
+        for n in range(1, count + 1):
+            parts += [
+                io.String.Input(
+                    f"shot_{n}_prompt", multiline=True, tooltip=f"What happens in shot {n}."
+                ),
+                io.Int.Input(
+                    f"shot_{n}_duration",
+                    default=kling.DEFAULT_SHOT_DURATION_S,
+                    min=low,
+                    max=high,
+                    tooltip=f"Length of shot {n} in seconds. All shots together last as long as "
+                    "duration.",
+                ),
+            ]
+        options.append(io.DynamicCombo.Option(f"{count} shots", parts))
+    return io.DynamicCombo.Input(
+        SHOTS,
+        options=options,
+        optional=True,
+        tooltip="Cuts the clip into 2 to 5 shots, each with a prompt and a length of its own.",
+    )
 
 
 def filename_prefix_input() -> io.Input:
@@ -109,36 +150,45 @@ def typed_faults(values: Mapping[str, Any]) -> list[str]:
         values: As ComfyUI gives them to ``validate_inputs`` of a node that takes lists: each a
             list, ``(None,)`` for what is linked, absent for a socket that nothing is wired to.
     """
-    known = {name: value[0] for name, value in values.items() if isinstance(value, list | tuple)}
+    known = _one(_flat(values), 0)
+    shots = _shots(known)
     found = kling.faults(
         prompt=known.get("prompt"),
         model=known.get("model"),
         duration_s=known.get("duration"),
         cfg_scale=known.get("cfg_scale"),
         seed=known.get("seed"),
+        shots=shots,
     )
     found += _picture_faults(
         start_wired="start_image" in values,
         url=known.get("start_image_url"),
         end_wired="end_image" in values,
         model=known.get("model"),
+        has_shots=bool(shots),
     )
+    if "elements" not in values:
+        texts = {"The prompt": known.get("prompt")}
+        texts |= {f"Shot {n}": shot.prompt for n, shot in enumerate(shots, 1)}
+        found += mention_faults({name: text or "" for name, text in texts.items()}, 0)
     return found
 
 
-def orders(values: Mapping[str, Any], graph: Mapping[str, Any]) -> list[Order]:
+def orders(values: Mapping[str, Any], hidden: Any) -> list[Order]:
     """The jobs that a node's values ask for, paired by position.
 
     A batch of pictures counts as so many pictures. Shorter lists repeat their last item.
 
     Args:
         values: As ComfyUI gives them to ``execute`` of a node that takes lists.
-        graph: ``prompt`` and ``workflow`` for the clips' metadata.
+        hidden: The node's hidden inputs: its id, and the graph for the clips' metadata.
 
     Raises:
         InputError: With every fault of every job, each on a line of its own.
     """
-    lists = {name: _items(items) for name, items in values.items()}
+    _check_choice(hidden)
+    graph = comfy_bridge.graph_metadata(hidden.prompt, hidden.extra_pnginfo)
+    lists = {name: _items(items) for name, items in _flat(values).items()}
     count = max(len(items) for items in lists.values())
     found = [
         f"{name} is an empty list, so there is no clip to make. Unplug it, or feed it."
@@ -147,9 +197,8 @@ def orders(values: Mapping[str, Any], graph: Mapping[str, Any]) -> list[Order]:
     ]
     made = []
     for n in range(0 if found else count):
-        one = {name: items[min(n, len(items) - 1)] for name, items in lists.items()}
         try:
-            made.append(_order(one, graph))
+            made.append(_order(_one(lists, n), graph))
         except InputError as fault:
             found.append(f"{clip_number(n + 1, count)}{fault}")
     if found:
@@ -158,11 +207,13 @@ def orders(values: Mapping[str, Any], graph: Mapping[str, Any]) -> list[Order]:
 
 
 def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
+    shots, elements = _shots(one), one.get("elements") or ()
     found = _picture_faults(
         start_wired=one.get("start_image") is not None,
         url=one["start_image_url"],
         end_wired=one.get("end_image") is not None,
         model=one["model"],
+        has_shots=bool(shots),
     )
     duration = one["duration"]
     found += kling.faults(
@@ -171,6 +222,7 @@ def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
         duration_s=duration,
         cfg_scale=one["cfg_scale"],
         seed=one["seed"],
+        shots=shots,
     )
     if found:
         raise InputError("\n".join(found))
@@ -181,7 +233,11 @@ def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
         generate_audio=bool(one["generate_audio"]),
         negative_prompt=one["negative_prompt"],
         cfg_scale=float(one["cfg_scale"]),
+        shots=shots,
     )
+    found = mention_faults(request.texts, len(elements))
+    if found:
+        raise InputError("\n".join(found))
     return Order(
         request,
         one["filename_prefix"],
@@ -189,7 +245,38 @@ def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
         start_image=one.get("start_image"),
         start_image_url=one["start_image_url"].strip(),
         end_image=one.get("end_image"),
+        elements=elements,
         **graph,
+    )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with those of the shots beside the others: a dynamic input is a dict."""
+    flat = {name: value for name, value in values.items() if name != SHOTS}
+    return flat | dict(values.get(SHOTS) or {})
+
+
+def _one(lists: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The values of clip number ``n``, counted from 0; shorter lists repeat their last."""
+    return {name: items[min(n, len(items) - 1)] for name, items in lists.items()}
+
+
+def _check_choice(hidden: Any) -> None:
+    """Refuse shots that are none of the choices: ComfyUI drops them without a word."""
+    node = (hidden.prompt or {}).get(hidden.unique_id) or {}
+    choices = [OFF, *(f"{count} shots" for count in SHOT_COUNTS)]
+    typed = (node.get("inputs") or {}).get(SHOTS, OFF)
+    if typed not in choices:
+        raise InputError(f"shots is {typed!r}. Choose one of {', '.join(choices)}.")
+
+
+def _shots(one: Mapping[str, Any]) -> tuple[Shot, ...]:
+    """The shots of one clip, as far as they are known."""
+    chosen = one.get(SHOTS) or OFF
+    count = 0 if chosen == OFF else int(str(chosen).split()[0])
+    return tuple(
+        Shot(one.get(f"shot_{n}_prompt"), one.get(f"shot_{n}_duration"))
+        for n in range(1, count + 1)
     )
 
 
@@ -205,7 +292,7 @@ def _items(values: Any) -> list[Any]:
 
 
 def _picture_faults(
-    *, start_wired: bool, url: str | None, end_wired: bool, model: str | None
+    *, start_wired: bool, url: str | None, end_wired: bool, model: str | None, has_shots: bool
 ) -> list[str]:
     found = []
     if not start_wired and url is not None:
@@ -217,4 +304,6 @@ def _picture_faults(
             found += kling.url_fault(url, "start_image_url")
     if end_wired and model in kling.MODELS and not kling.MODELS[model].takes_end_image:
         found.append(kling.no_end_image(model))
+    if end_wired and has_shots:
+        found.append(kling.END_OR_SHOTS)
     return found

@@ -51,5 +51,4 @@ class RunComfyKlingSubmit(io.ComfyNode):
     @classmethod
     async def execute(cls, **values: Any) -> io.NodeOutput:
         """Check, send, and hand the ids on. See ``kling_inputs`` for the inputs."""
-        graph = comfy_bridge.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        return io.NodeOutput(await submit_jobs(cls.hidden.unique_id, orders(values, graph)))
+        return io.NodeOutput(await submit_jobs(cls.hidden.unique_id, orders(values, cls.hidden)))

@@ -16,14 +16,14 @@ LAYERS = [
     {"core.identity", "core.ledger_schema"},
     {"core.rows", "core.budget"},
     {"core.client", "core.download", "core.uploaders", "core.media", "core.ledger"},
-    {"core.prices"},
+    {"core.prices", "core.elements"},
     {"core.job"},
     {"core.collect", "core.draft", "core.live", "core.slots", "core.stop"},
     {"core.again", "core.send"},
     {"core.jobs"},
-    {"comfy_bridge", "kling_inputs"},
-    {"waiting", "kling_outputs"},
-    {"kling_image_to_video", "kling_submit", "kling_collect", "routes"},
+    {"comfy_bridge"},
+    {"waiting", "kling_inputs", "kling_outputs"},
+    {"kling_element", "kling_image_to_video", "kling_submit", "kling_collect", "routes"},
     {"extension"},
 ]
 ALLOWED_BESIDE: set[tuple[str, str]] = set()

@@ -4,7 +4,6 @@ Each step is written to the ledger before the next one begins, so that a process
 in here can go on from the row. Nothing in here can cost money.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 from . import errors
 from .client import NEW_REQUEST_GRACE_S, JobStatus, RunComfyClient, State
-from .download import download
+from .download import download, sha256_of
 from .job import Clip, Job
 from .ledger import Ledger
 from .media import video
@@ -110,7 +109,7 @@ class Collector:
             return None
         path = Path(row.path)
         try:
-            if _sha256(path) != row.file_sha256:
+            if sha256_of(path) != row.file_sha256:
                 return None
             info = video.inspect(path)
         except (errors.MediaError, OSError):
@@ -234,7 +233,7 @@ class Collector:
 
         The name is written down first: whoever finds the row later finds the file.
         """
-        file_sha256 = _sha256(part)
+        file_sha256 = sha256_of(part)
         for extra in range(NAME_ATTEMPTS):
             path = _counted_up(self._places.candidate(row.prefix, info.width, info.height), extra)
             self.record(job, row, JobState.DOWNLOADING, path=str(path), file_sha256=file_sha256)
@@ -305,14 +304,6 @@ def expired(request_id: str | None, *, was_made: bool) -> errors.ResultExpired:
         "any more. To make and pay for it anew, change the seed.",
         request_id=request_id,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _counted_up(path: Path, extra: int) -> Path:

@@ -1,5 +1,6 @@
 """A result file to disk: streamed, resumed after a cut, never taken for whole when it is not."""
 
+import hashlib
 import os
 import re
 import time
@@ -132,3 +133,12 @@ def _too_large(url: str) -> errors.MediaError:
         f"The clip is larger than {MAX_CLIP_BYTES >> 30} GiB, the most that is fetched. It stays "
         f"at {url}."
     )
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import elements
 from .errors import InputError
 from .identity import Identity, identify
 from .job import Order
@@ -73,17 +74,25 @@ def _identity(
     occurrence: int = 0,
 ) -> Identity:
     url = "" if order.start_image is not None else order.start_image_url
-    if is_loopback_url(url) and not is_loopback_url(origin):
-        raise InputError(
-            f"start_image_url is {url!r}, an address of this machine, which RunComfy cannot "
-            "reach. Wire Load Image to start_image instead."
-        )
+    videos = {f"video_url of element {n}": one.video_url for n, one in enumerate(order.elements, 1)}
+    for name, address in {"start_image_url": url, **videos}.items():
+        if is_loopback_url(address) and not is_loopback_url(origin):
+            raise InputError(
+                f"{name} is {address!r}, an address of this machine, which RunComfy cannot "
+                "reach. Wire the file itself instead."
+            )
     start, end = order.start_image, order.end_image
+    names = {id(picture): name for picture, name in elements.named_pictures(order.elements)}
     return identify(
         order.request,
         origin=origin,
         seed=order.seed,
         start_image=url if start is None else fingerprint(start, "start_image"),
         end_image=None if end is None else fingerprint(end, "end_image"),
+        elements=elements.as_urls(
+            order.elements,
+            lambda picture: fingerprint(picture, names[id(picture)]),
+            lambda file: f"sha256:{file.sha256}",
+        ),
         occurrence=occurrence,
     )

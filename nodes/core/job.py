@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .backoff import Backoff
+from .elements import Element, unmentioned
 from .kling import KlingRequest
 from .media.video import ClipInfo
 from .prices import Prices
@@ -35,8 +36,18 @@ class Order:
     start_image: "torch.Tensor | None" = None
     start_image_url: str = ""
     end_image: "torch.Tensor | None" = None
+    elements: tuple[Element, ...] = ()
     prompt: Mapping[str, Any] | None = None
     workflow: Mapping[str, Any] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What should be known of it, as sentences for the user."""
+        return [
+            *self.request.warnings(),
+            *(note for one in self.elements for note in one.notes),
+            *unmentioned(self.request.texts, len(self.elements)),
+        ]
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,17 @@ SHOT_DURATION_S = (3, 15)  # [page]
 DEFAULT_SHOT_DURATION_S = 5  # [page]
 MAX_SHOTS = DURATION_S[1] // SHOT_DURATION_S[0]  # [page] allows 20, but only 5 of 3 s fit in 15 s
 MAX_ELEMENTS = 3  # [page]
+MAX_REFERENCES = 3  # [kling] of one element; at least one, besides the frontal picture
+ELEMENT_VIDEO_S = (3.0, 10.05)  # [kling]
+ELEMENT_VIDEO_SIDE_PX = (720, 2160)  # [kling]
+ELEMENT_VIDEO_BYTES = 200_000_000  # [kling]
 PROMPT_CHARS = 2500  # [kling] warned about, not refused: RunComfy publishes no limit
 SHOT_PROMPT_CHARS = 512  # [kling] likewise
 IMAGE_MIN_SIDE_PX = 300  # [kling]
 IMAGE_MAX_ASPECT = 2.5  # [kling] from 1:2.5 to 2.5:1
 IMAGE_MAX_BYTES = 10_000_000  # [kling]
 MAX_SEED = 2**64 - 1
+END_OR_SHOTS = "Kling takes an end image or shots, not both. Set shots to off, or unplug end_image."
 # a name with a dot, an optional port, no user name, nothing that needs to be encoded
 _PUBLIC_URL = re.compile(r"https://[\w-]+(\.[\w-]+)+(:\d{1,5})?(/[^\s\\]*)?", re.ASCII)
 
@@ -56,10 +61,13 @@ DEFAULT_MODEL = "kling-3.0/standard"
 
 @dataclass(frozen=True)
 class Shot:
-    """One part of a multi-shot clip; ``duration_s`` in whole seconds."""
+    """One part of a multi-shot clip; ``duration_s`` in whole seconds.
 
-    prompt: str
-    duration_s: int = DEFAULT_SHOT_DURATION_S
+    While a graph is only queued, None stands for what is not known yet.
+    """
+
+    prompt: str | None
+    duration_s: int | None = DEFAULT_SHOT_DURATION_S
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,12 @@ class KlingRequest:
         """RunComfy's id of the model, slashes and all."""
         return MODELS[self.model].model_id
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """What may mention an element, by its name in sentences."""
+        shots = {f"Shot {n}": shot.prompt or "" for n, shot in enumerate(self.shots, 1)}
+        return {"The prompt": self.prompt, **shots}
+
     def price_usd(self) -> float:
         """What the clip costs by the dated table, in USD."""
         model = MODELS[self.model]
@@ -119,13 +133,16 @@ class KlingRequest:
         texts = [("The prompt", self.prompt, PROMPT_CHARS)]
         texts.append(("The negative prompt", self.negative_prompt, PROMPT_CHARS))
         for number, shot in enumerate(self.shots, 1):
-            texts.append((f"The prompt of shot {number}", shot.prompt, SHOT_PROMPT_CHARS))
-        return [
+            texts.append((f"The prompt of shot {number}", shot.prompt or "", SHOT_PROMPT_CHARS))
+        found = [
             f"{name} has {len(text)} characters; Kling's own limit is {limit}. Shorten it if the "
             "job fails."
             for name, text, limit in texts
             if len(text) > limit
         ]
+        if not self.prompt.strip():
+            found.append("The prompt was empty: it is made of the shots' prompts.")
+        return found
 
     def payload(
         self,
@@ -138,10 +155,7 @@ class KlingRequest:
         if end_image_url and not MODELS[self.model].takes_end_image:
             raise InputError(no_end_image(self.model))
         if end_image_url and self.shots:
-            raise InputError(
-                "Kling takes an end image or shots, not both. Set shots to off, "
-                "or unplug end_image."
-            )
+            raise InputError(END_OR_SHOTS)
         if len(elements) > MAX_ELEMENTS:
             raise InputError(
                 f"{len(elements)} elements are wired, Kling takes at most {MAX_ELEMENTS}. "
@@ -151,7 +165,7 @@ class KlingRequest:
             # the schema requires a prompt even where the shots have their own
             "prompt": self.prompt
             if self.prompt.strip()
-            else " ".join(s.prompt for s in self.shots),
+            else " ".join(str(shot.prompt).strip() for shot in self.shots),
             "start_image_url": start_image_url,
             "duration": self.duration_s,
             "generate_audio": self.generate_audio,
@@ -186,14 +200,17 @@ def is_loopback_url(url: str) -> bool:
     return parts.scheme in ("http", "https") and is_loopback(parts.hostname)
 
 
-def url_fault(url: str, name: str) -> list[str]:
-    """What is wrong with an address that RunComfy is to fetch a picture from; empty if nothing."""
+def url_fault(url: str, name: str, instead: str = "wire Load Image to start_image") -> list[str]:
+    """What is wrong with an address that RunComfy is to fetch from; empty if nothing.
+
+    ``instead`` is the way for a file on this machine.
+    """
     if _PUBLIC_URL.fullmatch(url.strip()) or is_loopback_url(url.strip()):
         return []
     shown = url if len(url) <= 80 else url[:79] + "…"
     return [
         f"{name} is {shown!r}. Set it to an address that starts with https:// and that RunComfy "
-        "can fetch without a login; for a picture on this machine, wire Load Image to start_image."
+        f"can fetch without a login; for a file on this machine, {instead}."
     ]
 
 
@@ -245,26 +262,28 @@ def _shot_faults(shots: Sequence[Shot], duration_s: float | None) -> list[str]:
         ]
     found = []
     for number, shot in enumerate(shots, 1):
-        found += _duration_faults(shot.duration_s, SHOT_DURATION_S, f"Shot {number}")
-        if not shot.prompt.strip():
+        if shot.duration_s is not None:
+            found += _duration_faults(shot.duration_s, SHOT_DURATION_S, f"Shot {number}")
+        if shot.prompt is not None and not shot.prompt.strip():
             found.append(f"Shot {number} has no prompt. Say in words what happens in it.")
-    total = sum(shot.duration_s for shot in shots)
-    if not found and duration_s is not None and total != duration_s:
+    lengths = [shot.duration_s for shot in shots if shot.duration_s is not None]
+    total = sum(lengths)
+    if not found and duration_s is not None and len(lengths) == len(shots) and total != duration_s:
         found.append(
             f"Shots last {total} s in all, but duration is {duration_s:g} s. "
-            + _sum_hint(shots, total, int(duration_s))
+            + _sum_hint(lengths, total, int(duration_s))
         )
     return found
 
 
-def _sum_hint(shots: Sequence[Shot], total: int, duration_s: int) -> str:
+def _sum_hint(lengths: Sequence[int], total: int, duration_s: int) -> str:
     """Both ways to mend a sum, where both exist."""
     ways = []
     if DURATION_S[0] <= total <= DURATION_S[1]:
         ways.append(f"set duration to {total}")
     low, high = SHOT_DURATION_S
-    for number, shot in reversed(list(enumerate(shots, 1))):
-        fitting = shot.duration_s + duration_s - total
+    for number, length in reversed(list(enumerate(lengths, 1))):
+        fitting = length + duration_s - total
         if low <= fitting <= high:
             ways.append(f"set shot {number} to {fitting} s")
             break

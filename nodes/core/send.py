@@ -6,27 +6,52 @@ sent again.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import errors, stop
 from .client import RunComfyClient
 from .collect import Collector
 from .draft import Draft
-from .job import Job
+from .elements import VideoFile, as_urls, named_pictures
+from .job import Job, Order
 from .kling import IMAGE_MAX_BYTES
 from .ledger import Ledger
 from .live import Live
 from .media import images
+from .media.fit import encode_all
 from .rows import NewJob, Row
 from .states import JobState
 from .transport import Transport
+from .uploaders.base import Uploader
 
 log = logging.getLogger("runcomfy")
 
 SUBMIT_ATTEMPTS = 4  # of submits that surely did not arrive
 RATE_LIMIT_S = 600.0  # for so long "too many calls" is waited out
 MAX_PAUSE_S = 30.0
+LEAST_PICTURE_BYTES = 300_000  # what a picture needs to look well
+LARGER_HOSTS = (
+    "Set up a host for larger files (RUNCOMFY_OBJECT_STORE_URL or RUNCOMFY_PUBLIC_ADDRESS), give "
+    "the video's web address as video_url, or save it smaller."
+)
+
+
+def room_for_pictures(uploader: Uploader, videos: Sequence[VideoFile], pictures: int) -> int | None:
+    """How many bytes all pictures of a request may have together; None for no limit.
+
+    Raises:
+        InputError: A video is too large for the host, or leaves the pictures no room.
+    """
+    sizes = [file.path.stat().st_size for file in videos]
+    left = None if uploader.max_total_bytes is None else uploader.max_total_bytes - sum(sizes)
+    tight = left is not None and left < pictures * LEAST_PICTURE_BYTES
+    if tight or any(size > uploader.max_video_bytes for size in sizes):
+        raise errors.InputError(
+            f"The element's video has {max(sizes) / 1e6:.0f} MB; {uploader.name} takes videos up "
+            f"to {uploader.max_video_bytes / 1e6:.0f} MB. {LARGER_HOSTS} Nothing was charged."
+        )
+    return left
 
 
 class Sender:
@@ -57,12 +82,8 @@ class Sender:
             RunComfyError: It was not sent, or (SubmitUnknown) nobody can tell.
         """
         order = draft.order
-        job.notes += order.request.warnings()
-        start, end = order.start_image, order.end_image
-        payload = order.request.payload(
-            order.start_image_url if start is None else self._url(job, start, "start_image"),
-            end_image_url=None if end is None else self._url(job, end, "end_image"),
-        )
+        job.notes += order.notes
+        payload = self._payload(job, order)
         if job.stop_requested.is_set():
             raise errors.JobCancelled(stop.NOT_SENT)
         row, is_ours = self._claim(job, draft, payload)
@@ -70,12 +91,38 @@ class Sender:
             return row, None
         return row, self._post(job, row, order.request.model_id, payload)
 
-    def _url(self, job: Job, image: Any, name: str) -> str:
+    def _payload(self, job: Job, order: Order) -> dict[str, Any]:
+        """The JSON of the submit, with everything that was wired uploaded."""
+        urls = self._upload(job, order)
+        start, end = order.start_image, order.end_image
+        return order.request.payload(
+            order.start_image_url if start is None else urls[id(start)],
+            end_image_url=None if end is None else urls[id(end)],
+            elements=as_urls(order.elements, lambda one: urls[id(one)], lambda one: urls[id(one)]),
+        )
+
+    def _upload(self, job: Job, order: Order) -> dict[int, str]:
+        """The addresses of all pictures and videos of an order, by their Python id."""
         uploader = job.connection.uploader
-        max_bytes = min(uploader.max_bytes, IMAGE_MAX_BYTES)
-        encoded = images.encode(images.check(image, name), max_bytes=max_bytes)
-        job.notes += encoded.notes
-        return uploader.upload(encoded.data, encoded.content_type)
+        wired = [(order.start_image, "start_image"), (order.end_image, "end_image")]
+        wired += named_pictures(order.elements)
+        pictures = {
+            id(image): images.check(image, name) for image, name in wired if image is not None
+        }
+        videos = {id(one.video): one.video for one in order.elements if one.video}
+        left = room_for_pictures(uploader, list(videos.values()), len(pictures))
+        encoded = encode_all(
+            list(pictures.values()),
+            max_bytes=min(uploader.max_bytes, IMAGE_MAX_BYTES),
+            max_total_bytes=left,
+        )
+        urls = {}
+        for key, one in zip(pictures, encoded, strict=True):
+            job.notes += one.notes
+            urls[key] = uploader.upload(one.data, one.content_type)
+        for key, file in videos.items():
+            urls[key] = uploader.upload(file.path.read_bytes(), "video/mp4")
+        return urls
 
     def _claim(self, job: Job, draft: Draft, payload: Mapping[str, Any]) -> tuple[Row, bool]:
         transport, order = job.connection.transport, draft.order

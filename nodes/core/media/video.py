@@ -21,13 +21,34 @@ MISSING_S = 0.3  # streams may end a little before the time in the header
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What a clip's headers say, after its first frame has been decoded."""
+    """What a clip's headers say."""
 
     width: int
     height: int
     duration_s: float
     fps: float
     has_audio: bool
+
+
+def headers(path: Path) -> ClipInfo:
+    """What a video's headers say, without decoding any of it; raises MediaError for no video."""
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise MediaError(f"{path.name} has no video in it.")
+            stream = container.streams.video[0]
+            duration_s = float(container.duration or 0) / av.time_base
+            if stream.duration and stream.time_base:
+                duration_s = float(stream.duration * stream.time_base)
+            return ClipInfo(
+                width=stream.codec_context.width,
+                height=stream.codec_context.height,
+                duration_s=duration_s,
+                fps=float(stream.average_rate or 0),
+                has_audio=bool(container.streams.audio),
+            )
+    except av.FFmpegError as error:
+        raise MediaError(f"{path.name} is not a video that can be read ({error}).") from None
 
 
 def inspect(path: Path) -> ClipInfo:
