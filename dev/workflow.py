@@ -1,8 +1,8 @@
 """A workflow as the web interface saves it, made into the prompt that `POST /prompt` takes.
 
 The web interface does this in the browser; this is the part of it that our example workflows need.
-What it does not understand (subgraphs, reroutes, dynamic inputs, a bypassed node in the middle) it
-refuses by name rather than sending a guess.
+What it does not understand (subgraphs, reroutes, widgets that come and go, a bypassed node in the
+middle) it refuses by name rather than sending a guess.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 Json = dict[str, Any]
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+GROWING_SOCKETS = "COMFY_AUTOGROW_V3"  # never widgets; a saved node lists those it has
 NOTES = {"Note", "MarkdownNote"}
 MODE_MUTED, MODE_BYPASSED = 2, 4
 
@@ -78,6 +79,8 @@ def widget_slots(node_type: str, info: Json) -> list[str | None]:
         specs = info["input"].get(group, {})
         for name in info["input_order"].get(group, []):
             kind, options = specs[name][0], (specs[name][1:] or [{}])[0]
+            if kind == GROWING_SOCKETS:
+                continue
             if isinstance(kind, str) and kind.startswith("COMFY_"):
                 raise WorkflowError(f"{node_type}.{name} is a dynamic input ({kind})")
             is_widget = isinstance(kind, list) or kind in WIDGET_TYPES

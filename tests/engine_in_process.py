@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRA_NODES = ("nodes_video.py", "nodes_images.py", "nodes_primitive.py", "nodes_rebatch.py")
+EXTRA_NODES = (
+    "nodes_latent.py",  # first, as in ComfyUI: nodes_post_processing and it import each other
+    "nodes_images.py",
+    "nodes_post_processing.py",
+    "nodes_preview_any.py",
+    "nodes_primitive.py",
+    "nodes_rebatch.py",
+    "nodes_video.py",
+)
 TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
 Prompt = dict[str, dict[str, Any]]
 

@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NODE = "RunComfyKlingImageToVideo"
-WORKFLOW = json.loads((ROOT / "example_workflows" / "image_to_video.json").read_text("utf-8"))
+WORKFLOWS = {
+    path.stem: json.loads(path.read_text("utf-8"))
+    for path in sorted((ROOT / "example_workflows").glob("*.json"))
+}
+WORKFLOW = WORKFLOWS["image_to_video"]
 SAVED = next(node for node in WORKFLOW["nodes"] if node["type"] == NODE)["widgets_values"]
 FLAGS = [
     "--no-sandbox",
@@ -62,7 +66,14 @@ class Page:
     def open(self, workflow: Any) -> None:
         """Load a workflow as dropping its file does."""
         self.ask("workflow => window.app.loadGraphData(workflow)", workflow)
-        self.page.wait_for_function(FIND_NODE, timeout=30_000)
+        self.page.wait_for_function(
+            "count => window.app.graph._nodes.length === count", arg=len(workflow["nodes"])
+        )
+
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Node id -> the inputs that Run would send."""
+        nodes = self.ask("async () => (await window.app.graphToPrompt()).output")
+        return {key: node["inputs"] for key, node in nodes.items()}
 
     def widgets(self) -> dict[str, Any]:
         """The node's widget values by name, in order."""
@@ -88,9 +99,18 @@ def page(request: Any, browser: Any, comfyui_server: Any) -> Iterator[Page]:
     opened.page.close()
 
 
-def test_the_example_opens_with_every_value_in_its_place(page: Page) -> None:
-    page.open(WORKFLOW)
-    assert [v for v in page.widgets().values() if v is not None][: len(SAVED)] == SAVED
+def test_the_examples_open_with_every_value_and_link_in_its_place(
+    page: Page, comfyui_server: Any
+) -> None:
+    to_prompt = importlib.import_module("pack.dev.workflow").to_prompt
+    known = comfyui_server.server.get_json("/object_info")
+    for name, workflow in WORKFLOWS.items():
+        page.open(workflow)
+        prompt = to_prompt(workflow, known)
+        inputs = page.inputs()
+        assert list(inputs) == list(prompt)
+        for key, node in prompt.items():  # older frontends send what a preview shows, too
+            assert inputs[key].items() >= node["inputs"].items(), name
     assert page.failed == []
 
 

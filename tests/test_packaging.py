@@ -67,6 +67,13 @@ def test_example_workflows_start_with_a_fixed_seed(workflow: Path) -> None:
         assert not {"randomize", "increment", "decrement"} & set(map(str, node["widgets_values"]))
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_example_workflows_load_only_the_picture_that_comes_with_comfyui(workflow: Path) -> None:
+    nodes = json.loads(workflow.read_text(encoding="utf-8"))["nodes"]
+    loaded = {node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"}
+    assert loaded <= {"example.png"}
+
+
 def tracked_files() -> list[Path]:
     """Files that git has or would have; all of them where this is no checkout."""
     listed = subprocess.run(

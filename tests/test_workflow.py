@@ -25,10 +25,16 @@ INFO: dict[str, Any] = {
         "input": {"required": {"images": ["COMFY_AUTOGROW_V3", {}]}},
         "input_order": {"required": ["images"]},
     },
+    "Change": {
+        "input": {"required": {"shots": ["COMFY_DYNAMICCOMBO_V3", {}]}},
+        "input_order": {"required": ["shots"]},
+    },
 }
 
 
-def node(node_id: int, kind: str, values: list[Any], mode: int = 0, **links: int) -> dict[str, Any]:
+def node(
+    node_id: int, kind: str, values: list[Any], mode: int = 0, **links: int | None
+) -> dict[str, Any]:
     """A saved node; links by input name."""
     inputs = [{"name": name, "link": link} for name, link in links.items()]
     return {"id": node_id, "type": kind, "mode": mode, "inputs": inputs, "widgets_values": values}
@@ -61,6 +67,13 @@ def test_notes_are_left_out() -> None:
     assert list(convert(node(1, "Load", ["a.png"]), node(3, "MarkdownNote", ["hi"]))) == ["1"]
 
 
+def test_sockets_that_grow_keep_their_full_names() -> None:
+    prompt = convert(
+        node(1, "Load", ["a.png"]), node(2, "Grow", [], **{"images.a0": 7, "images.a1": None})
+    )
+    assert prompt["2"]["inputs"] == {"images.a0": ["1", 0]}
+
+
 def test_muted_node_and_its_links_are_left_out() -> None:
     prompt = convert(
         node(1, "Load", ["a.png"], mode=2), node(2, "Take", ["x", 3, "fixed", "m"], image=7)
@@ -75,7 +88,7 @@ def test_muted_node_and_its_links_are_left_out() -> None:
         ([node(1, "Load", ["a", "image"], mode=4), node(2, "Take", [1, 2, 3, 4], image=7)], "byp"),
         ([node(2, "Take", ["x", 3, "m"])], "3 widget values"),
         ([node(2, "Unheard", [])], "Unheard"),
-        ([node(2, "Grow", [])], "dynamic"),
+        ([node(2, "Change", ["off"])], "dynamic"),
     ],
 )
 def test_what_is_not_understood_is_refused(nodes: list[dict[str, Any]], words: str) -> None:
