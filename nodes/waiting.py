@@ -49,7 +49,8 @@ async def run_jobs(node_id: str, orders: Sequence[Order]) -> list[Clip]:
     # the jobs start before the first await: a sampler may hold the loop from there on
     runner, connection = comfy_bridge.connect()
     jobs = runner.start_all(orders, connection)
-    return await _clips(node_id, runner, jobs, lambda: _call_off(runner, jobs))
+    failed = "were not made. Queue again to pay only for these."
+    return await _clips(node_id, runner, jobs, lambda: _call_off(runner, jobs), failed)
 
 
 async def submit_jobs(node_id: str, orders: Sequence[Order]) -> list[str]:
@@ -65,18 +66,15 @@ async def submit_jobs(node_id: str, orders: Sequence[Order]) -> list[str]:
     )
     _raise_faults(
         [job.outcome if _is_unsent(job) else None for job in jobs],
-        "sent. Queue again to send only these",
+        "were not sent. Queue again to send only these.",
     )
-    ids = [str(job.progress.request_id) for job in jobs]
-    comfy_bridge.show(
-        node_id,
-        "\n".join(
-            [
-                f"Sent {_count(jobs)}, {_price_text(jobs)}. Clips are saved when they are ready.",
-                *ids,
-            ]
-        ),
-    )
+    ids = [str(_request_id(job)) for job in jobs]
+    sent = [job for job in jobs if job.is_new]
+    said = [f"Sent {_count(sent)}, {_price_text(sent)}."] if sent else []
+    if len(sent) < len(jobs):
+        said.append(f"{_count(jobs[len(sent) :])} paid before, $0.")
+    said.append("Clips are saved when they are ready.")
+    comfy_bridge.show(node_id, "\n".join([" ".join(said), *ids]))
     return ids
 
 
@@ -94,15 +92,16 @@ async def collect_jobs(
         runner,
         jobs,
         lambda: "Stopped waiting. The jobs go on; their clips are saved when they are ready.",
+        "could not be collected. The others are saved.",
     )
 
 
 async def _clips(
-    node_id: str, runner: JobRunner, jobs: list[Job], stop: Callable[[], str]
+    node_id: str, runner: JobRunner, jobs: list[Job], stop: Callable[[], str], failed: str
 ) -> list[Clip]:
     await _watch(node_id, jobs, stop, is_over=lambda job: job.ended, look_s=LOOK_S)
     try:
-        _raise_faults([job.outcome for job in jobs], "made. Queue again to pay only for these")
+        _raise_faults([job.outcome for job in jobs], failed)
     except errors.RunComfyError as error:
         comfy_bridge.show(node_id, str(error))
         raise
@@ -195,8 +194,12 @@ def _raise_faults(outcomes: Sequence[Clip | errors.RunComfyError | None], what: 
         raise first
     lines = [f"{clip_number(n, len(outcomes))}{fault}" for n, fault in faults.items()]
     raise errors.RunComfyError(
-        "\n".join([f"{len(faults)} of {len(outcomes)} clips were not {what}.", *lines])
+        "\n".join([f"{len(faults)} of {len(outcomes)} clips {what}", *lines])
     )
+
+
+def _request_id(job: Job) -> str | None:
+    return job.outcome.request_id if isinstance(job.outcome, Clip) else job.progress.request_id
 
 
 def _is_sent(job: Job) -> bool:
@@ -244,7 +247,13 @@ def _summary(jobs: Sequence[Job], clips: Sequence[Clip]) -> str:
     parts = [_clip_text(job, clip) for job, clip in zip(jobs, clips, strict=True)]
     if len(parts) == 1:
         return parts[0]
-    return "\n".join(f"{n} · {part}" for n, part in enumerate(parts, 1))
+    pairs = zip(jobs, clips, strict=True)
+    paid_usd = sum(0 if clip.reused else clip.cost_usd or job.price_usd for job, clip in pairs)
+    # a node shows the first lines only
+    head = f"{len(clips)} clips saved, ${paid_usd:.2f}"
+    if jobs[0].connection.is_rehearsal:
+        head = f"{len(clips)} clips saved, $0 in a rehearsal"
+    return "\n".join([head, *(f"{n} · {part}" for n, part in enumerate(parts, 1))])
 
 
 def _clip_text(job: Job, clip: Clip) -> str:

@@ -60,7 +60,9 @@ def test_an_image_batch_is_as_many_clips_in_its_order(engine, api):
     alone = [sent_alone(engine, api, picture) for picture in batch]
     assert [pictures[request_id] for request_id in request_ids] == alone
     assert len(outcome.ui["2"]["images"]) == 3
-    assert [line[:3] for line in outcome.texts[-1][1].splitlines()[::2]] == ["1 ·", "2 ·", "3 ·"]
+    head, *lines = outcome.texts[-1][1].splitlines()
+    assert head == "3 clips saved, $0.76"
+    assert [line[:3] for line in lines[::2]] == ["1 ·", "2 ·", "3 ·"]
 
 
 def sent_alone(engine, api, picture):

@@ -84,7 +84,16 @@ def test_submit_again_sends_nothing(engine, api):
     prompt = submit_prompt(engine)
     first, second = engine.run(prompt), engine.run(prompt)
     assert first.outputs["2"] == second.outputs["2"]
-    assert "$0, paid before" in second.texts[-1][1]
+    assert second.texts[-1][1].startswith("1 job paid before, $0. Clips are saved")
+    assert len(api.submissions) == 1
+
+
+def test_submit_of_a_clip_that_is_on_disk_gives_its_id(engine, api):
+    prompt = submit_prompt(engine, filename_prefix="there/take")
+    first = engine.run(prompt)
+    until_saved(engine.output / "there")
+    until(lambda: engine.run(prompt).texts[-1][1].startswith("1 job paid before"))
+    assert engine.run(prompt).outputs["2"] == first.outputs["2"]
     assert len(api.submissions) == 1
 
 
@@ -219,7 +228,7 @@ def test_one_of_several_that_cannot_be_had_is_named_and_the_others_are_saved(eng
     forget()
     before = set(engine.output.rglob("*.mp4"))
     error = collect(engine, f"{good} {bad}", "some/clip").error
-    assert error.splitlines()[0].startswith("1 of 2 clips were not")
+    assert error.splitlines()[0].startswith("1 of 2 clips could not be collected")
     assert error.splitlines()[1].startswith("Clip 2 of 2: Kling could not make the clip: too dark")
     assert len(set(engine.output.rglob("some/*.mp4")) - before) == 1
 

@@ -201,7 +201,8 @@ class Attacher:
             self._ledger.advance(row.id, JobState.IN_QUEUE)
             row = replace(row, state=JobState.IN_QUEUE)
         job.update(state=row.state, request_id=row.request_id)
-        is_new = self._clock() - self._started < NEW_REQUEST_GRACE_S
+        # what was sent elsewhere is no new request
+        is_new = row.model_id != "" and self._clock() - self._started < NEW_REQUEST_GRACE_S
         try:
             clip = self._collector.collect(job, row, str(row.request_id), is_new=is_new)
         except (errors.AuthError, errors.ResultExpired):

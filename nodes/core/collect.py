@@ -234,12 +234,14 @@ class Collector:
         The name is written down first: whoever finds the row later finds the file.
         """
         file_sha256 = sha256_of(part)
-        for extra in range(NAME_ATTEMPTS):
-            path = _counted_up(self._places.candidate(row.prefix, info.width, info.height), extra)
+        path = self._places.candidate(row.prefix, info.width, info.height)
+        for _ in range(NAME_ATTEMPTS):
             self.record(job, row, JobState.DOWNLOADING, path=str(path), file_sha256=file_sha256)
             try:
                 _rename_to_new(part, path)
-            except FileExistsError:
+            except FileExistsError:  # ComfyUI's own count can miss files that are there
+                following = self._places.candidate(row.prefix, info.width, info.height)
+                path = _counted_up(path) if following.name <= path.name else following
                 continue
             except OSError as error:
                 raise errors.MediaError(
@@ -306,12 +308,10 @@ def expired(request_id: str | None, *, was_made: bool) -> errors.ResultExpired:
     )
 
 
-def _counted_up(path: Path, extra: int) -> Path:
-    """The name ``extra`` numbers on: ComfyUI's count can miss files that are there."""
+def _counted_up(path: Path) -> Path:
+    """The next number's name."""
     found = re.fullmatch(r"(.*_)(\d+)(_\.mp4)", path.name)
-    if not extra or found is None:
-        return path
-    return path.with_name(f"{found[1]}{int(found[2]) + extra:05}{found[3]}")
+    return path.with_name(f"{found[1]}{int(found[2]) + 1:05}{found[3]}") if found else path
 
 
 def _rename_to_new(part: Path, path: Path) -> None:
