@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from aiohttp import web
 from comfy import model_management
 from comfy.cli_args import args
 from comfy_execution.utils import get_executing_context
@@ -24,9 +25,11 @@ from server import PromptServer
 from .core import errors, settings
 from .core.job import Clip, Connection, Job, Order
 from .core.jobs import JobRunner
+from .core.kling import is_loopback_url
 from .core.ledger import Ledger, sqlite_url
 from .core.transport import Transport
-from .core.uploaders.inline import InlineUploader
+from .core.uploaders.assets import Assets
+from .core.uploaders.choose import Hosts
 from .rehearsal import RehearsalServer
 
 LOOK_S = 0.2  # how often a waiting node looks at Stop and at its job
@@ -42,6 +45,7 @@ class _Shared:
 
     lock = threading.Lock()
     rehearsal: RehearsalServer | None = None
+    hosts: Hosts | None = None
     runners: dict[str, JobRunner] = {}
     handed_out: set[Path] = set()
 
@@ -265,7 +269,7 @@ def _connect() -> tuple[JobRunner, Connection]:
         origin, token = now.api_base_url, now.require_token()
     connection = Connection(
         Transport(origin, token),
-        InlineUploader(),
+        _hosts().choose(now.uploads, local_api=is_loopback_url(origin)),
         poll_s=now.poll_s,
         timeout_s=now.timeout_s,
         is_rehearsal=now.rehearsal,
@@ -281,6 +285,24 @@ def _runner(ledger_url: str | None) -> JobRunner:
             ledger = Ledger(ledger_url or sqlite_url(_ledger_path()))
             _Shared.runners[key] = JobRunner(ledger, OutputPlaces())
         return _Shared.runners[key]
+
+
+def _hosts() -> Hosts:
+    """The one set of hosts of this process."""
+    with _Shared.lock:
+        if _Shared.hosts is None:
+            _Shared.hosts = Hosts(system_folder() / "assets")
+        return _Shared.hosts
+
+
+def assets() -> Assets:
+    """The files that are handed out at addresses of this ComfyUI."""
+    return _hosts().assets
+
+
+def server_routes() -> web.RouteTableDef:
+    """Where routes on ComfyUI's own server are registered, before it starts."""
+    return PromptServer.instance.routes
 
 
 def _ledger_path() -> Path:

@@ -10,13 +10,15 @@ class RunComfyKlingExtension(ComfyExtension):
         """The node classes, in the order of the menu."""
         # here, not above: importing the pack itself stays light
         from .kling_image_to_video import RunComfyKlingImageToVideo
+        from .upload_image import RunComfyUploadImage
 
-        return [RunComfyKlingImageToVideo]
+        return [RunComfyKlingImageToVideo, RunComfyUploadImage]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
     """ComfyUI calls this once, when it loads the pack."""
-    from . import comfy_bridge
+    from . import comfy_bridge, routes
 
+    routes.register()
     comfy_bridge.collect_unfinished()
     return RunComfyKlingExtension()

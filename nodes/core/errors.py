@@ -5,6 +5,7 @@
       LedgerError                 the ledger cannot be read or written: no POST without it
         TransitionRefused         a state that a job cannot come to from where it is
       InputError (ValueError)     breaks a limit; raised before upload and charge
+      UploadError                 a host did not take a picture; raised before any charge
       MediaError                  a picture or clip that cannot be read or saved
         ForeignAddress            a clip's address that RunComfy's results do not come from
       NetworkError                no usable answer; asking again is safe
@@ -56,6 +57,10 @@ class TransitionRefused(LedgerError):
 
 class InputError(RunComfyError, ValueError):
     """A value breaks a limit of the model or of the pack. Nothing was uploaded or charged."""
+
+
+class UploadError(RunComfyError):
+    """A host did not take a picture, or cannot hand it on. Nothing was charged."""
 
 
 class MediaError(RunComfyError):

@@ -27,8 +27,9 @@ from .job import Clip, Connection, Job, Order
 from .kling import IMAGE_MAX_BYTES, is_loopback_url
 from .ledger import Ledger, NewJob, Row
 from .media import images
-from .states import NOT_BINDING, JobState
+from .states import ENDED, NOT_BINDING, JobState
 from .transport import Transport
+from .uploads import Uploads
 
 log = logging.getLogger("runcomfy")
 
@@ -61,6 +62,7 @@ class JobRunner:
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self._ledger = ledger
+        self.uploads = Uploads(ledger)
         self._places = places
         self._clock = clock
         self._wait = wait
@@ -140,6 +142,8 @@ class JobRunner:
             self._live = {row_id: live for row_id, live in self._live.items() if live is not job}
         if not job.ended:
             job.settle(outcome)
+        if job.progress.state in ENDED:  # what still goes on may still fetch its pictures
+            self.uploads.release(job)
         job.connection.transport.close()
         if isinstance(outcome, Clip):
             log.info("clip: %s (request %s)", outcome.path, outcome.request_id)
@@ -176,12 +180,13 @@ class JobRunner:
             order.request,
             origin=transport.origin,
             seed=order.seed,
-            start_image=start.fingerprint() if start else order.start_image_url,
+            start_image=start.fingerprint() if start else self.uploads.stands_for(url),
             end_image=end.fingerprint() if end else None,
         )
         row = self._ledger.find(identity.full)
         if row is not None:
             return self._attach(job, row, order.prefix)
+        self.uploads.check_alive(url, "start_image_url")
         notes = order.request.warnings()
         payload = order.request.payload(
             self._url(job, start, notes) if start else order.start_image_url,
@@ -207,7 +212,11 @@ class JobRunner:
         max_bytes = min(uploader.max_bytes, IMAGE_MAX_BYTES)
         encoded = images.encode(picture, max_bytes=max_bytes)
         notes.extend(encoded.notes)
-        return uploader.upload(encoded.data, encoded.content_type)
+        job.update(note=uploader.notice)
+        hosted = self.uploads.put(uploader, encoded.data, encoded.content_type, user=job)
+        notes.extend(note for note in hosted.notes if note not in notes)
+        job.update(note="\n".join(hosted.notes))
+        return hosted.url
 
     def _claim(
         self, job: Job, order: Order, identity: Identity, payload: dict[str, Any]

@@ -15,6 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .upload_settings import PLACE, UPLOAD_KEYS, UploadSettings, parse_uploads, switch
+from .upload_settings import is_loopback as is_loopback
 
 TOKEN_VARIABLES = (
     "RUNCOMFY_API_TOKEN",
@@ -33,9 +35,8 @@ FILE_KEYS = (
     "poll_seconds",
     "timeout_seconds",
     "ledger_url",
+    *UPLOAD_KEYS,
 )
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PLACE = "in the environment or in settings.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Settings:
     poll_s: float = DEFAULT_POLL_S
     timeout_s: float = DEFAULT_TIMEOUT_S
     ledger_url: str | None = field(default=None, repr=False)
+    uploads: UploadSettings = field(default_factory=UploadSettings)
 
     def require_token(self) -> str:
         """The token; raises ConfigError that names every place to set one."""
@@ -92,12 +94,13 @@ def load(folder: Path, environ: Mapping[str, str]) -> Settings:
     return Settings(
         token=token,
         api_base_url=parse_origin(text("api_base_url") or DEFAULT_API_BASE_URL),
-        rehearsal=_switch("rehearsal", text("rehearsal")),
+        rehearsal=switch("rehearsal", text("rehearsal")),
         poll_s=_seconds("poll_seconds", text("poll_seconds"), DEFAULT_POLL_S, 1, 60),
         timeout_s=_seconds(
             "timeout_seconds", text("timeout_seconds"), DEFAULT_TIMEOUT_S, 10, 86400
         ),
         ledger_url=text("ledger_url"),
+        uploads=parse_uploads(text),
     )
 
 
@@ -123,11 +126,6 @@ def parse_origin(url: str) -> str:
     host = f"[{host}]" if ":" in host else host
     is_default = port in (None, {"https": 443, "http": 80}[parts.scheme])
     return f"{parts.scheme}://{host}" + ("" if is_default else f":{port}")
-
-
-def is_loopback(host: str | None) -> bool:
-    """True if ``host`` names this very machine."""
-    return host in _LOOPBACK
 
 
 def _read_file(path: Path) -> Mapping[str, object]:
@@ -164,16 +162,6 @@ def _check_token(token: str) -> None:
         )
 
 
-def _switch(key: str, value: str | None) -> bool:
-    known = {"1": True, "true": True, "yes": True, "on": True}
-    known |= {"0": False, "false": False, "no": False, "off": False}
-    if value is None:
-        return False
-    if value.lower() not in known:
-        raise ConfigError(f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; set it to 1 or 0.")
-    return known[value.lower()]
-
-
 def _seconds(key: str, value: str | None, default: float, low: float, high: float) -> float:
     if value is None:
         return default
@@ -183,7 +171,7 @@ def _seconds(key: str, value: str | None, default: float, low: float, high: floa
         number = float("nan")
     if not low <= number <= high:
         raise ConfigError(
-            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            f"RUNCOMFY_{key.upper()} is {value!r} {PLACE}; "
             f"set it to a number of seconds from {low:g} to {high:g}."
         )
     return number

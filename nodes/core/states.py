@@ -20,3 +20,4 @@ class JobState(str, Enum):
 
 AT_RUNCOMFY = (JobState.IN_QUEUE, JobState.IN_PROGRESS, JobState.DOWNLOADING)
 NOT_BINDING = (JobState.FAILED, JobState.CANCELLED)  # the same request may be paid for anew
+ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
