@@ -17,7 +17,7 @@ LAYERS = [
     {"core.identity", "core.ledger_schema", "core.plain_http"},
     {"core.client", "core.download", "core.uploaders", "core.media", "core.ledger"},
     {"core.uploads"},
-    {"core.job"},
+    {"core.job", "core.upload_images"},
     {"core.collect", "core.stop"},
     {"core.jobs"},
     {"comfy_bridge", "kling_inputs"},

@@ -133,6 +133,12 @@ class Uploads:
                 "Image again for a new one, or wire the picture itself. Nothing was charged."
             )
 
+    def is_good(self, url: str) -> bool:
+        """Whether an address of our own still works long enough for a new job."""
+        query = sa.select(uploads.c.id).where(uploads.c.url == url, uploads.c.good_until > NOW)
+        with self._ledger.transaction("read") as conn:
+            return conn.execute(query).first() is not None
+
     def known(self, url: str) -> Upload | None:
         """What an address of our own stands for, also when it has ended; None for any other."""
         query = sa.select(uploads, (uploads.c.expires_at <= NOW).label("is_over"))

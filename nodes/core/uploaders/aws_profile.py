@@ -22,7 +22,7 @@ _OTHER_SOURCES = (
 )
 NO_KEY = (
     "No key for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or save them with "
-    "`aws configure`."
+    "`aws configure`. Nothing was charged."
 )
 
 
@@ -69,7 +69,10 @@ def _keys(environ: Mapping[str, str], profile: Mapping[str, str], name: str) -> 
         ("secret_access_key", "AWS_SECRET_ACCESS_KEY"),
     ):
         if found and own not in found:
-            raise ConfigError(f"Half a key for the bucket is in {place}: {variable} is missing.")
+            raise ConfigError(
+                f"Half a key for the bucket is in {place}: {variable} is missing. "
+                "Nothing was charged."
+            )
     if found:
         return found
     if any(environ.get(source) for source in _OTHER_SOURCES):
@@ -78,7 +81,7 @@ def _keys(environ: Mapping[str, str], profile: Mapping[str, str], name: str) -> 
         raise ConfigError(
             f"The AWS profile {name!r} (AWS_PROFILE) holds no key. A profile that signs in "
             "elsewhere (SSO, a role) cannot be used as it is: run `aws configure "
-            "export-credentials --format env` and set what it prints."
+            "export-credentials --format env` and set what it prints. Nothing was charged."
         )
     if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         raise ConfigError(NO_KEY)

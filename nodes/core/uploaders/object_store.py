@@ -143,7 +143,8 @@ class ObjectStore:
         if not (self._local_api and is_loopback(parts.hostname)):
             raise ConfigError(
                 f"The bucket's endpoint is {parts.scheme}://{parts.netloc}, which RunComfy cannot "
-                "fetch from: it needs https and a public name. Set AWS_ENDPOINT_URL to such a one."
+                "fetch from: it needs https and a public name. Set AWS_ENDPOINT_URL to such a one. "
+                "Nothing was charged."
             )
 
     def _checked(self, url: str, data: bytes) -> tuple[str, ...]:
@@ -186,11 +187,11 @@ class ObjectStore:
         if code == "AccessDenied" or "403 Forbidden" in said:
             return ConfigError(
                 f"The key may not write to the bucket {self._bucket!r} at {place} "
-                f"({code or 'HTTP 403'}). Give it the rights PutObject and GetObject there. "
-                "Nothing was charged."
+                f"({code or 'HTTP 403'}). Is it your bucket? Give the key the rights PutObject "
+                "and GetObject there. Nothing was charged."
             )
         if "Credential" in said or "AccessKeyId" in said or "169.254." in said:
-            return ConfigError(f"{NO_KEY} Nothing was charged.")
+            return ConfigError(NO_KEY)
         return UploadError(
             f"The bucket {self._bucket!r} at {place} did not take the picture: "
             f"{_first_line(said)} Tried several times. Nothing was charged."
@@ -220,5 +221,7 @@ def _failures() -> tuple[type[BaseException], ...]:
 def _first_line(said: str) -> str:
     """The store's own words without its inner workings and without signed queries."""
     line = " ".join(said.partition("\n\nDebug source")[0].split())
+    if "Error performing" in line:
+        line = line.rpartition(" - ")[2]
     line = re.sub(r"\?\S*", "", line)
     return (line if len(line) <= 300 else line[:299] + "…").rstrip(". ") + "."
