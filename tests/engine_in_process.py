@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRA_NODES = ("nodes_video.py", "nodes_images.py", "nodes_primitive.py", "nodes_rebatch.py")
+EXTRA_NODES = (
+    "nodes_video.py",
+    "nodes_images.py",
+    "nodes_primitive.py",
+    "nodes_rebatch.py",
+    "nodes_preview_any.py",
+)
 TEXT_EVENT = 3  # protocol.BinaryEventTypes.TEXT
 Prompt = dict[str, dict[str, Any]]
 
