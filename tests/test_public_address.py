@@ -3,16 +3,18 @@
 import json
 import os
 import re
+import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import requests
-from conftest import CANARY_TOKEN
+from conftest import CANARY_TOKEN, ROOT
 from pack.nodes.core import errors
 from pack.nodes.core.uploaders import asset_server, cloudflared, public_address
 from pack.nodes.core.uploaders.asset_server import AssetListener
@@ -300,10 +302,9 @@ def program(tmp_path):
 
 def is_alive(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script with a shebang")
@@ -350,6 +351,29 @@ def test_a_tunnel_closes_when_the_last_file_has_ended(tmp_path, listener, progra
     way = QuickTunnel(listener.port, tmp_path, program=program())
     door = Door(Assets(tmp_path / "assets"), way)
     door.add(DATA, "image/png", time.time() + 1)
+    (run,) = program.runs()
+    end = time.monotonic() + 20
+    while is_alive(run["pid"]):
+        assert time.monotonic() < end, "the tunnel stays open"
+        time.sleep(0.05)
+
+
+DYING = """
+import os, signal, sys, types
+pack = sys.modules["pack"] = types.ModuleType("pack")
+pack.__path__ = [sys.argv[1]]
+from pathlib import Path
+from pack.nodes.core.uploaders.cloudflared import QuickTunnel
+QuickTunnel(9, Path(sys.argv[2]), program=sys.argv[3]).open()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_posix
+def test_a_tunnel_does_not_outlive_a_comfyui_that_was_killed(tmp_path, program):
+    """Its port could then be another program's."""
+    command = [sys.executable, "-c", DYING, str(ROOT), str(tmp_path), program()]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
     (run,) = program.runs()
     end = time.monotonic() + 20
     while is_alive(run["pid"]):

@@ -112,8 +112,8 @@ def test_the_text_says_that_the_picture_is_public_and_until_when(server):
         "temporary_host: the picture is public at 127.0.0.1, at an address that is not to be "
         "guessed, until 10 Sep 2001, 01:46 UTC."
     )
-    assert one.notice == said, "before it is uploaded"
-    assert one.upload(DATA, "image/png").notes == (said,)
+    assert one.notice() == said, "before it is uploaded"
+    assert one.notice(one.upload(DATA, "image/png").expires_at) == said
 
 
 def test_neither_token_nor_file_name_is_told(server, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_clear_no_is_not_repeated(server, reply, said):
 def test_an_address_that_does_not_give_the_picture_is_said(server):
     server.replies = [(200, f"{server.origin}/not-there.png".encode())]
     notes = server.host().upload(DATA, "image/png").notes
-    assert "showed a server that does not know the picture (HTTP 404)" in notes[1]
+    assert "showed a server that does not know the picture (HTTP 404)" in notes[0]
 
 
 def test_the_same_host_and_hours_are_one_for_reuse(server):

@@ -170,12 +170,13 @@ def test_a_wired_picture_goes_over_the_host_that_is_set_up(engine, api, bucket):
     assert bucket.environ()["AWS_SECRET_ACCESS_KEY"] not in str(outcome)
 
 
-def test_a_login_proxy_warns_and_the_job_goes_on(engine, api, monkeypatch):
-    """The job itself fails only because the stand-in meets the same login."""
+def test_a_login_proxy_is_said_on_the_node_and_the_address_comes(engine, api, monkeypatch):
     with RawServer(answer(302, Location="https://login.example.org/")) as proxy:
         monkeypatch.setenv("RUNCOMFY_PUBLIC_ADDRESS", proxy.origin)
         prompt = prompt_of(engine, colour="pink")
-        text = text_of(engine.run(prompt))
+        outcome = engine.run(prompt)
+        assert urls_of(outcome)[0].startswith(proxy.origin)
+        text = text_of(outcome)
     print(f"\n  text: {text}")
     assert "RunComfy may not be able to fetch the picture" in text
     assert "showed a redirect to login.example.org" in text

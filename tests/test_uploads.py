@@ -30,12 +30,15 @@ DATA = b"picture" * 999
 class Host:
     """A host that counts, on a server of its own that gives what was uploaded."""
 
-    name, notice, max_bytes = "object_store", "", 1 << 30
+    name, max_bytes = "object_store", 1 << 30
 
     def __init__(self, lives_s=86400.0, reuse_key="bucket", cleans_up=False):
         self.lives_s, self.reuse_key, self.cleans_up = lives_s, reuse_key, cleans_up
         self.uploaded, self.released = [], []
         self.server = RawServer(answer(200, DATA))
+
+    def notice(self, expires_at=None):
+        return ""
 
     def upload(self, data, content_type):
         self.uploaded.append(data)
@@ -330,6 +333,19 @@ def test_a_public_address_serves_the_job_and_is_gone_when_it_ends(tmp_path, rehe
     assert clip.notes == ()
 
 
+def test_a_login_in_front_of_the_address_warns_and_does_not_block(tmp_path, rehearsal):
+    """This machine meets a login where RunComfy gets through."""
+    data = images.encode(images.check(PICTURE, "x"), max_bytes=1 << 20).data
+    login = answer(302, Location="https://login.example.org/")
+    with RawServer(login, answer(200, data, Content_Type="image/png")) as proxy:
+        wanted = UploadSettings(public_address=proxy.origin)
+        uploader = Hosts(tmp_path / "assets").choose(wanted, local_api=True)
+        _, clip = run(make_runner(tmp_path), rehearsal, uploader)
+    (warning,) = clip.notes
+    print(f"\n  text: {warning}")
+    assert "showed a redirect to login.example.org (HTTP 302)" in warning
+
+
 def test_a_failed_job_takes_its_picture_back_too(tmp_path, rehearsal):
     rehearsal.plan(Fault(FaultKind.FAILED_JOB))
     runner, uploader = make_runner(tmp_path), public(tmp_path)
@@ -372,7 +388,8 @@ def test_jobs_of_a_batch_upload_one_picture_once(tmp_path, rehearsal):
     assert len(server.posts) == 1
     assert len({s.payload["start_image_url"] for s in rehearsal.submissions}) == 1
     assert len(rehearsal.submissions) == 4
-    assert any("the picture is public at" in note for clip in clips for note in clip.notes)
+    for clip in clips:  # also those that uploaded nothing themselves
+        assert any("the picture is public at" in note for note in clip.notes)
 
 
 def test_a_bucket_serves_the_job_and_is_cleaned_up(tmp_path, rehearsal, s3):

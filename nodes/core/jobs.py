@@ -212,7 +212,7 @@ class JobRunner:
         max_bytes = min(uploader.max_bytes, IMAGE_MAX_BYTES)
         encoded = images.encode(picture, max_bytes=max_bytes)
         notes.extend(encoded.notes)
-        job.update(note=uploader.notice)
+        job.update(note=uploader.notice())
         hosted = self.uploads.put(uploader, encoded.data, encoded.content_type, user=job)
         notes.extend(note for note in hosted.notes if note not in notes)
         job.update(note="\n".join(hosted.notes))

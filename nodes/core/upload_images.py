@@ -55,7 +55,7 @@ def upload_images(
     for number, picture in enumerate(checked, 1):
         if not is_wanted():
             break
-        show(f"Uploading {number} of {count} to {uploader.name}\n{uploader.notice}".strip())
+        show(f"Uploading {number} of {count} to {uploader.name}\n{uploader.notice()}".strip())
         encoded = images.encode(picture, max_bytes=limit)
         hosted = uploads.put(uploader, encoded.data, encoded.content_type)
         urls.append(hosted.url)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -95,7 +95,8 @@ class Uploads:
             with self._lock:
                 live = self._live.setdefault(hosted.url, _Live(uploader, lock))
                 live.users.add(user)
-            return hosted
+            notice = uploader.notice(hosted.expires_at)
+            return replace(hosted, notes=(notice, *hosted.notes) if notice else hosted.notes)
 
     def release(self, user: object) -> None:
         """This user has ended; what nobody else needs is taken away, as far as that works."""

@@ -37,9 +37,12 @@ class Uploader(Protocol):
         """The largest file this host takes, in bytes."""
         ...
 
-    @property
-    def notice(self) -> str:
-        """What the user should know before anything is uploaded; may be empty."""
+    def notice(self, expires_at: float | None = None) -> str:
+        """What the user should know of bytes that stay until then; may be empty.
+
+        Args:
+            expires_at: Seconds since 1970; None for what would be uploaded now.
+        """
         ...
 
     @property

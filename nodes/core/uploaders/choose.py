@@ -37,13 +37,16 @@ class NotSetUp:
     """
 
     max_bytes = 1 << 30
-    notice = ""
     reuse_key = ""
     cleans_up = False
 
     def __init__(self, name: str, error: ConfigError) -> None:
         self.name = name
         self._error = error
+
+    def notice(self, expires_at: float | None = None) -> str:
+        """Nothing to tell."""
+        return ""
 
     def upload(self, data: bytes, content_type: str) -> Hosted:
         """Raises the ConfigError."""

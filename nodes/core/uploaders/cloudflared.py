@@ -1,24 +1,25 @@
 """A quick tunnel: ``cloudflared`` gives the asset listener a public https name while it is needed.
 
-The program belongs to the user; this starts it, reads the name from what it prints, and ends it. It
-points at the asset listener alone, so nothing else of the machine is behind the name.
+The program belongs to the user; this starts it under a keeper, reads the name from what it prints,
+and ends it. It points at the asset listener alone, so nothing else of the machine is behind the name.
 """
 
-import atexit
 import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import ConfigError, UploadError
+from . import keeper
 
 PROGRAM = "cloudflared"
 START_S = 45.0
-END_S = 5.0
+END_S = keeper.END_S + 5.0
 _ORIGIN = re.compile(r"https://[a-z0-9-]+\.trycloudflare\.com\b")
 _CONNECTED = "Registered tunnel connection"
 
@@ -50,7 +51,6 @@ class QuickTunnel:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._origin = ""
-        atexit.register(self.close)
 
     @property
     def is_open(self) -> bool:
@@ -87,12 +87,21 @@ class QuickTunnel:
         config.write_text("", encoding="utf-8")
         # its environment holds no setting of ours: the token is none of its business
         environ = {k: v for k, v in os.environ.items() if "RUNCOMFY" not in k and k[:5] != "YOUR_"}
-        command = [path, "tunnel", "--config", str(config), "--no-autoupdate"]
+        command = [
+            sys.executable,
+            "-I",
+            keeper.__file__,
+            path,
+            "tunnel",
+            "--config",
+            str(config),
+            "--no-autoupdate",
+        ]
         command += ["--url", f"http://127.0.0.1:{self._port}"]
         self._process = subprocess.Popen(  # noqa: S603 - the user named the program, by a setting
             command,
             env=environ,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # it ends when this is closed, also by the end of this process
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -118,7 +127,8 @@ class QuickTunnel:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
+        assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+        process.stdin.close()
         try:
             process.wait(END_S)
         except subprocess.TimeoutExpired:

@@ -17,9 +17,12 @@ class InlineUploader:
 
     name = INLINE
     max_bytes = MAX_IMAGE_BYTES
-    notice = ""
     reuse_key = ""
     cleans_up = False
+
+    def notice(self, expires_at: float | None = None) -> str:
+        """Nothing to tell."""
+        return ""
 
     def upload(self, data: bytes, content_type: str) -> Hosted:
         """``data`` as a ``data:`` URI, which has no expiry and is no address of its own."""

@@ -54,7 +54,6 @@ class ObjectStore:
 
     name = OBJECT_STORE
     max_bytes = 5 << 30
-    notice = ""
 
     def __init__(
         self,
@@ -78,10 +77,14 @@ class ObjectStore:
 
     @property
     def reuse_key(self) -> str:
-        """Bucket, endpoint and time; with clean-up also this process, which alone cleans up."""
-        endpoint = self._environ.get("AWS_ENDPOINT_URL_S3") or self._environ.get("AWS_ENDPOINT_URL")
-        own = _OWN_OBJECTS if self.cleans_up else ""
-        return f"{self.name} {self._url} {endpoint or ''} {self._hours} {own}".strip()
+        """Bucket, place and time; with clean-up also this process, which alone cleans up."""
+        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_PROFILE")
+        parts = [self.name, self._url, *(self._environ.get(name, "") for name in names)]
+        return " ".join([*parts, str(self._hours), _OWN_OBJECTS if self.cleans_up else ""])
+
+    def notice(self, expires_at: float | None = None) -> str:
+        """Nothing to tell."""
+        return ""
 
     def upload(self, data: bytes, content_type: str) -> Hosted:
         """Put the object, in parts where it is large, and sign an address to GET it."""

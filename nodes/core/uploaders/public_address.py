@@ -105,7 +105,6 @@ class PublicAddress:
 
     name = PUBLIC_ADDRESS
     max_bytes = 1 << 30
-    notice = ""
     reuse_key = ""  # each job has files of its own, which go when it ends
     cleans_up = True
 
@@ -121,6 +120,10 @@ class PublicAddress:
         self._hours = hours
         self._clock = clock
         self._wait = wait
+
+    def notice(self, expires_at: float | None = None) -> str:
+        """Nothing to tell."""
+        return ""
 
     def upload(self, data: bytes, content_type: str) -> Hosted:
         """Hand the bytes out, and say so if they cannot be seen from outside."""

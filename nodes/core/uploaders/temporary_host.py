@@ -52,10 +52,13 @@ class TemporaryHost:
         """Address and hours."""
         return f"{self.name} {self._url} {self._hours}"
 
-    @property
-    def notice(self) -> str:
-        """That the picture will be public, and until when."""
-        return self._public_until(self._clock() + 3600 * self._hours)
+    def notice(self, expires_at: float | None = None) -> str:
+        """That the picture is public, and until when."""
+        moment = expires_at or self._clock() + 3600 * self._hours
+        return (
+            f"temporary_host: the picture is public at {self._host}, at an address that is not to "
+            f"be guessed, until {until(moment)}."
+        )
 
     def upload(self, data: bytes, content_type: str) -> Hosted:
         """POST the bytes under a name that tells nothing; a copy too many costs nothing."""
@@ -74,11 +77,11 @@ class TemporaryHost:
                     ) from None
                 self._wait(2.0**attempt)
         expires_at = self._clock() + 3600 * self._hours
-        notes = [self._public_until(expires_at)]
         sight = reach.look(url, data)
-        if not sight.is_there:
-            notes.append(f"Its address at {self._host}, tried from here, showed {sight.saw}.")
-        return Hosted(url, expires_at, tuple(notes))
+        if sight.is_there:
+            return Hosted(url, expires_at)
+        warning = f"The picture's address at {self._host}, tried from here, showed {sight.saw}."
+        return Hosted(url, expires_at, (warning,))
 
     def release(self, url: str) -> None:
         """Such a host deletes by itself, and not before."""
@@ -102,12 +105,6 @@ class TemporaryHost:
         raise UploadError(
             f"{self._host} (temporary_host) did not take the picture: HTTP {code}, {shown}. "
             "Nothing was charged. Try later, or set up another host."
-        )
-
-    def _public_until(self, moment: float) -> str:
-        return (
-            f"temporary_host: the picture is public at {self._host}, at an address that is not to "
-            f"be guessed, until {until(moment)}."
         )
 
 
