@@ -1,7 +1,7 @@
 """A quick tunnel: ``cloudflared`` gives the asset listener a public https name while it is needed.
 
 The program belongs to the user; this starts it under a keeper, reads the name from what it prints,
-and ends it. It points at the asset listener alone, so nothing else of the machine is behind the name.
+and ends it. It points at the asset listener alone: nothing else of the machine is behind the name.
 """
 
 import os
@@ -21,6 +21,8 @@ PROGRAM = "cloudflared"
 START_S = 45.0
 END_S = keeper.END_S + 5.0
 _ORIGIN = re.compile(r"https://[a-z0-9-]+\.trycloudflare\.com\b")
+# tokens and keys are none of its business, and TUNNEL_... would make it another tunnel
+_KEPT_BACK = re.compile(r"RUNCOMFY|TOKEN|SECRET|KEY|PASSWORD|^TUNNEL_", re.IGNORECASE).search
 _CONNECTED = "Registered tunnel connection"
 
 
@@ -85,8 +87,7 @@ class QuickTunnel:
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "cloudflared.yml"
         config.write_text("", encoding="utf-8")
-        # its environment holds no setting of ours: the token is none of its business
-        environ = {k: v for k, v in os.environ.items() if "RUNCOMFY" not in k and k[:5] != "YOUR_"}
+        environ = {name: value for name, value in os.environ.items() if not _KEPT_BACK(name)}
         command = [
             sys.executable,
             "-I",
