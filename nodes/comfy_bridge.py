@@ -12,11 +12,8 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import folder_paths
 from aiohttp import web
@@ -31,14 +28,9 @@ from .core.jobs import JobRunner
 from .core.kling import is_loopback_url
 from .core.ledger import Ledger, sqlite_url
 from .core.transport import Transport
-from .core.upload_images import Addresses, upload_images
-from .core.upload_settings import AUTO
-from .core.uploaders.assets import Assets
 from .core.uploaders.choose import Hosts
+from .core.uploads import Uploads
 from .rehearsal import RehearsalServer
-
-if TYPE_CHECKING:
-    import torch
 
 LOOK_S = 0.2  # how often a waiting node looks at Stop and at its job
 STOP_S = 6.0  # how long a stopped node waits to learn what became of its job
@@ -46,6 +38,7 @@ HISTORY_S = 60.0  # how long after a node is cancelled its prompt may take to en
 LEDGER_NAME = "ledger.db"
 
 log = logging.getLogger("runcomfy")
+T = TypeVar("T")
 
 
 class _Shared:
@@ -56,7 +49,6 @@ class _Shared:
     hosts: Hosts | None = None
     runners: dict[str, JobRunner] = {}
     handed_out: set[Path] = set()
-    addresses: set[str] = set()
 
 
 def system_folder() -> Path:
@@ -129,62 +121,6 @@ async def run_job(node_id: str, order: Order) -> Clip:
     await asyncio.to_thread(runner.collected, clip)
     show(node_id, _summary(clip, job))
     return clip
-
-
-async def run_upload(node_id: str, images: "torch.Tensor", host: str) -> tuple[str, ...]:
-    """Upload pictures ``[N, H, W, C]`` on a thread of their own; their addresses, in order.
-
-    Stop ends the waiting; the picture under way is the last that is uploaded.
-
-    Raises:
-        RunComfyError: Why there is no address, in words for the user.
-    """
-    now = load_settings()
-    wanted = now.uploads if host == AUTO else replace(now.uploads, host=host)
-    stopped = threading.Event()
-    done: Future[Addresses] = Future()
-
-    def upload() -> None:
-        try:
-            local_api = now.rehearsal or is_loopback_url(now.api_base_url)
-            uploader = _hosts().choose_address(wanted, local_api=local_api)
-            uploads = _runner(now.ledger_url).uploads
-            done.set_result(
-                upload_images(
-                    uploads,
-                    uploader,
-                    images,
-                    show=partial(show, node_id),
-                    is_wanted=lambda: not stopped.is_set(),
-                )
-            )
-        except BaseException as error:  # noqa: BLE001 - the waiter raises it
-            done.set_exception(error)
-
-    threading.Thread(target=upload, name="runcomfy-upload", daemon=True).start()
-    waiter = asyncio.wrap_future(done)
-    try:
-        while not (await asyncio.wait({waiter}, timeout=LOOK_S))[0]:
-            if model_management.processing_interrupted():
-                raise model_management.InterruptProcessingException()
-        addresses = waiter.result()
-    except errors.RunComfyError as error:
-        show(node_id, str(error))
-        raise
-    finally:
-        stopped.set()
-        waiter.cancel()
-    _Shared.addresses.update(addresses.urls)
-    show(node_id, addresses.text)
-    return addresses.urls
-
-
-def upload_fingerprint() -> list[str]:
-    """The settings of uploads as of now, and which addresses have ended since they were given."""
-    now = load_settings()
-    uploads = _runner(now.ledger_url).uploads
-    ended = [url for url in sorted(_Shared.addresses) if not uploads.is_good(url)]
-    return [repr(now.uploads), *ended]
 
 
 async def _wait(node_id: str, runner: JobRunner, job: Job, waiter: "asyncio.Future[Clip]") -> Clip:
@@ -334,7 +270,7 @@ def _connect() -> tuple[JobRunner, Connection]:
         origin, token = now.api_base_url, now.require_token()
     connection = Connection(
         Transport(origin, token),
-        _hosts().choose(now.uploads, local_api=is_loopback_url(origin)),
+        hosts().choose(now.uploads, local_api=is_loopback_url(origin)),
         poll_s=now.poll_s,
         timeout_s=now.timeout_s,
         is_rehearsal=now.rehearsal,
@@ -352,7 +288,7 @@ def _runner(ledger_url: str | None) -> JobRunner:
         return _Shared.runners[key]
 
 
-def _hosts() -> Hosts:
+def hosts() -> Hosts:
     """The one set of hosts of this process."""
     with _Shared.lock:
         if _Shared.hosts is None:
@@ -360,14 +296,22 @@ def _hosts() -> Hosts:
         return _Shared.hosts
 
 
-def assets() -> Assets:
-    """The files that are handed out at addresses of this ComfyUI."""
-    return _hosts().assets
+def uploads(ledger_url: str | None) -> Uploads:
+    """The one memory of uploads of a ledger in this process."""
+    return _runner(ledger_url).uploads
 
 
 def server_routes() -> web.RouteTableDef:
     """Where routes on ComfyUI's own server are registered, before it starts."""
     return PromptServer.instance.routes
+
+
+async def unless_stopped(waiter: "asyncio.Future[T]") -> T:
+    """Wait for a future; Stop ends the waiting with ComfyUI's own interrupt."""
+    while not (await asyncio.wait({waiter}, timeout=LOOK_S))[0]:
+        if model_management.processing_interrupted():
+            raise model_management.InterruptProcessingException()
+    return waiter.result()
 
 
 def _ledger_path() -> Path:

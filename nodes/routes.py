@@ -12,4 +12,4 @@ def register() -> None:
 
     @comfy_bridge.server_routes().get(f"{PATH}/{{token}}")
     async def asset(request: web.Request) -> web.StreamResponse:
-        return await asset_server.serve(comfy_bridge.assets(), request)
+        return await asset_server.serve(comfy_bridge.hosts().assets, request)

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import comfy_bridge
+from . import uploading
 from .core import upload_settings
 from .core.errors import InputError
 from .core.uploaders.choose import NO_ADDRESS
@@ -59,10 +59,10 @@ class RunComfyUploadImage(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> list[str]:
         """The hosts as set up, and which addresses have ended: ComfyUI's cache keeps those."""
-        return comfy_bridge.upload_fingerprint()
+        return uploading.fingerprint()
 
     @classmethod
     async def execute(cls, **values: Any) -> io.NodeOutput:
         """Upload what is not uploaded yet, and say until when the addresses work."""
-        urls = await comfy_bridge.run_upload(cls.hidden.unique_id, values["images"], values["host"])
+        urls = await uploading.run_upload(cls.hidden.unique_id, values["images"], values["host"])
         return io.NodeOutput(list(urls))

@@ -21,6 +21,7 @@ LAYERS = [
     {"core.collect", "core.stop"},
     {"core.jobs"},
     {"comfy_bridge", "kling_inputs"},
+    {"uploading"},
     {"kling_image_to_video", "upload_image", "routes"},
     {"extension"},
 ]

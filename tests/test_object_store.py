@@ -12,6 +12,7 @@ from pack.nodes.core import errors
 from pack.nodes.core.uploaders import object_store
 from pack.nodes.core.uploaders.object_store import ObjectStore
 from PIL import Image
+from raw_server import RawServer, answer
 from s3_server import BUCKET, NO_PROFILE, NO_READER, OWNER, READER, WRITER
 
 pytest.importorskip("obstore")
@@ -150,6 +151,19 @@ def test_a_store_that_does_not_answer_is_named(s3):
     error = refused(store(s3, environ=s3.environ(AWS_ENDPOINT_URL="http://127.0.0.1:9")))
     assert "The bucket 'pictures' at http://127.0.0.1:9 did not take the picture" in str(error)
     assert "Debug source" not in str(error)
+
+
+def test_a_store_that_stumbles_is_asked_again():
+    """The real server does not stumble when asked to, so this one is scripted."""
+    with RawServer(answer(503), answer(500), answer(200, ETag='"e"'), answer(200, b"x")) as server:
+        environ = {
+            "AWS_ENDPOINT_URL": server.origin,
+            "AWS_ACCESS_KEY_ID": "A",
+            "AWS_SECRET_ACCESS_KEY": "B",
+        }
+        one = ObjectStore(URL, hours=1, local_api=True, environ={**NO_PROFILE, **environ})
+        assert one.upload(b"x", "image/png").notes == ()
+        assert server.connections == 4
 
 
 @pytest.mark.parametrize("endpoint", ["http://minio.example.org", "http://127.0.0.1:9000"])

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,27 @@ def test_a_host_that_fails_is_named_on_the_node(engine, api, temporary):
     outcome = engine.run(prompt_of(engine, host="temporary_host", colour="olive"))
     assert "127.0.0.1 (temporary_host) did not take the picture: HTTP 403" in outcome.error
     assert "Nothing was charged" in text_of(outcome)
+
+
+def test_stop_ends_the_waiting_for_a_host_that_does_not_answer(engine, api, monkeypatch):
+    asked, over = threading.Event(), threading.Event()
+
+    def silent(conn):
+        asked.set()
+        over.wait(30)
+
+    def press():
+        asked.wait(30)
+        engine.stop()
+
+    with RawServer(silent) as server:
+        monkeypatch.setenv("RUNCOMFY_TEMPORARY_HOST_URL", f"{server.origin}/api.php")
+        threading.Thread(target=press, daemon=True).start()
+        outcome = engine.run(prompt_of(engine, host="temporary_host", amount=2, colour="lime"))
+        assert not over.is_set()
+        over.set()
+    assert outcome.interrupted
+    assert server.connections == 1
 
 
 def test_rehearsal_needs_no_host_at_all(engine, monkeypatch):
