@@ -208,8 +208,11 @@ LOGIN = b"<!DOCTYPE html><title>Sign in</title>"
         (answer(401, b"", WWW_Authenticate="Basic"), "a login or a ban (HTTP 401)"),
         (answer(403, LOGIN, Content_Type="text/html"), "a login or a ban (HTTP 403)"),
         (answer(404, b"nginx"), "a server that does not know the picture (HTTP 404)"),
-        (answer(200, b"hello", Content_Type="text/plain"), "is it another server than this?"),
-        (answer(502, LOGIN, Content_Type="text/html"), "a web page instead of the picture (HTTP 5"),
+        (answer(200, b"hello", Content_Type="text/plain"), "perhaps from another server"),
+        (
+            answer(502, LOGIN, Content_Type="text/html"),
+            "a gateway that does not reach this machine (HTTP 502)",
+        ),
         (answer(530, b"error 1033"), "a gateway that does not reach this machine (HTTP 530)"),
         (reset, "no answer from 127.0.0.1"),
     ],

@@ -168,7 +168,7 @@ def test_a_clear_no_is_not_repeated(server, reply, said):
 def test_an_address_that_does_not_give_the_picture_is_said(server):
     server.replies = [(200, f"{server.origin}/not-there.png".encode())]
     notes = server.host().upload(DATA, "image/png").notes
-    assert "showed a server that does not know the picture (HTTP 404)" in notes[0]
+    assert "tried from here: a server that does not know the picture (HTTP 404)" in notes[0]
 
 
 def test_the_same_host_and_hours_are_one_for_reuse(server):

@@ -201,7 +201,7 @@ def test_a_login_proxy_is_said_on_the_node_and_the_address_comes(engine, api, mo
         text = text_of(outcome)
     print(f"\n  text: {text}")
     assert "RunComfy may not be able to fetch the picture" in text
-    assert "showed a redirect to login.example.org" in text
+    assert "tried from here: a redirect to login.example.org" in text
 
 
 # Through a real server

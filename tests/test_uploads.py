@@ -343,7 +343,7 @@ def test_a_login_in_front_of_the_address_warns_and_does_not_block(tmp_path, rehe
         _, clip = run(make_runner(tmp_path), rehearsal, uploader)
     (warning,) = clip.notes
     print(f"\n  text: {warning}")
-    assert "showed a redirect to login.example.org (HTTP 302)" in warning
+    assert "tried from here: a redirect to login.example.org (HTTP 302)" in warning
 
 
 def test_a_failed_job_takes_its_picture_back_too(tmp_path, rehearsal):

@@ -43,8 +43,8 @@ class AssetListener:
         except OSError as error:
             raise ConfigError(
                 f"RUNCOMFY_ASSET_PORT is {port}, but nothing can listen there "
-                f"({error.strerror or error}). Does another ComfyUI? Choose another port. Nothing was "
-                "charged."
+                f"({error.strerror or error}). Does another ComfyUI? Choose another port. "
+                "Nothing was charged."
             ) from None
         self.port = int(listener.getsockname()[1])
         self._end: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None

@@ -163,8 +163,8 @@ class ObjectStore:
                 "(GetObject), and compare this machine's clock. Nothing was charged."
             )
         return (
-            f"The bucket {self._bucket} has the picture, but its signed address, tried from here, "
-            f"showed {sight.saw}.",
+            f"The bucket {self._bucket} has the picture, but its signed address, tried from here: "
+            f"{sight.saw}.",
         )
 
     def _refused(self, said: str) -> ConfigError | UploadError:

@@ -139,7 +139,7 @@ class PublicAddress:
             return Hosted(url, expires_at)
         origin = url.partition(PATH)[0]
         warning = (
-            f"RunComfy may not be able to fetch the picture: {origin}, tried from here, showed "
+            f"RunComfy may not be able to fetch the picture: {origin}, tried from here: "
             f"{sight.saw}. Paths below {PATH} must be reachable without a login."
         )
         return Hosted(url, expires_at, (warning,))

@@ -51,7 +51,7 @@ def look(url: str, data: bytes) -> Sight:
 def _no_answer(url: str, error: plain_http.Unreachable) -> str:
     host = urlsplit(url).hostname
     if error.kind == "name":
-        return f"the name {host} is not known here; is it spelled right?"
+        return f"the name {host} is not known here, so look at its spelling"
     if error.kind == "certificate":
         return f"the certificate of {host} is not valid ({error})"
     return (
@@ -68,10 +68,10 @@ def _wrong_answer(url: str, reply: plain_http.Reply) -> str:
         return f"a redirect{elsewhere} (HTTP {code}), as a login in front of it makes"
     if code in (401, 403, 407):
         return f"a login or a ban (HTTP {code})"
-    if reply.is_html:
-        return f"a web page instead of the picture (HTTP {code}), such as a login or an error page"
     if code in (502, 503, 504, 530):
         return f"a gateway that does not reach this machine (HTTP {code})"
+    if reply.is_html:
+        return f"a web page instead of the picture (HTTP {code}), such as a login or an error page"
     if code == 404:
-        return "a server that does not know the picture (HTTP 404); is it another one than this?"
-    return f"something else than the picture (HTTP {code}); is it another server than this?"
+        return "a server that does not know the picture (HTTP 404), perhaps another one than this"
+    return f"something else than the picture (HTTP {code}), perhaps from another server"

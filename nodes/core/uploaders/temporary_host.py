@@ -80,7 +80,7 @@ class TemporaryHost:
         sight = reach.look(url, data)
         if sight.is_there:
             return Hosted(url, expires_at)
-        warning = f"The picture's address at {self._host}, tried from here, showed {sight.saw}."
+        warning = f"The picture's address at {self._host}, tried from here: {sight.saw}."
         return Hosted(url, expires_at, (warning,))
 
     def release(self, url: str) -> None:
