@@ -1,7 +1,7 @@
 """A workflow as the web interface saves it, made into the prompt that `POST /prompt` takes.
 
 The web interface does this in the browser; this is the part of it that our example workflows need.
-What it does not understand (subgraphs, reroutes, widgets that come and go, a bypassed node in the
+What it does not understand (subgraphs, reroutes, other dynamic inputs, a bypassed node in the
 middle) it refuses by name rather than sending a guess.
 """
 
@@ -13,6 +13,7 @@ Json = dict[str, Any]
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 GROWING_SOCKETS = "COMFY_AUTOGROW_V3"  # never widgets; a saved node lists those it has
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 NOTES = {"Note", "MarkdownNote"}
 MODE_MUTED, MODE_BYPASSED = 2, 4
 
@@ -53,8 +54,8 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
 
 def widget_inputs(node: Json, info: Json) -> Json:
     """Widget values by input name, from the list that a saved node keeps by position."""
-    names = widget_slots(node["type"], info)
     values = list(node.get("widgets_values") or [])
+    names = widget_slots(node["type"], info, values)
     # The upload button is a widget too, and not every frontend version saves a value for it.
     without_button = [name for name in names if name != UPLOAD_BUTTON]
     if len(values) == len(without_button):
@@ -71,8 +72,12 @@ def widget_inputs(node: Json, info: Json) -> Json:
 UPLOAD_BUTTON = "upload"
 
 
-def widget_slots(node_type: str, info: Json) -> list[str | None]:
-    """Input names in the order of their widgets; None stands for a widget that is no input."""
+def widget_slots(node_type: str, info: Json, values: list[Any]) -> list[str | None]:
+    """Input names in the order of their widgets; None stands for a widget that is no input.
+
+    What a dynamic combo adds depends on its value. One that an older workflow does not have yet is
+    left out: the node has its default.
+    """
     slots: list[str | None] = []
     has_upload = False
     for group in ("required", "optional"):
@@ -80,6 +85,12 @@ def widget_slots(node_type: str, info: Json) -> list[str | None]:
         for name in info["input_order"].get(group, []):
             kind, options = specs[name][0], (specs[name][1:] or [{}])[0]
             if kind == GROWING_SOCKETS:
+                continue
+            if kind == DYNAMIC_COMBO:
+                if len(slots) < len(values):
+                    chosen = values[len(slots)]
+                    slots.append(name)
+                    slots += [f"{name}.{part}" for part in parts_of(options, chosen)]
                 continue
             if isinstance(kind, str) and kind.startswith("COMFY_"):
                 raise WorkflowError(f"{node_type}.{name} is a dynamic input ({kind})")
@@ -91,3 +102,12 @@ def widget_slots(node_type: str, info: Json) -> list[str | None]:
                 slots.append(None)
             has_upload |= any(key.endswith("_upload") and options[key] for key in options)
     return [*slots, UPLOAD_BUTTON] if has_upload else slots
+
+
+def parts_of(combo: Json, chosen: str) -> list[str]:
+    """The inputs that a dynamic combo's choice adds; raises WorkflowError for no such choice."""
+    for option in combo["options"]:
+        if option["key"] == chosen:
+            groups = (option["inputs"].get(group, {}) for group in ("required", "optional"))
+            return [name for group in groups for name in group]
+    raise WorkflowError(f"{chosen!r} is none of a dynamic combo's choices")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from aiohttp import web
 from comfy import model_management
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, Types
@@ -28,10 +29,12 @@ from .core.download import sha256_of
 from .core.elements import VideoFile
 from .core.job import Clip, Connection
 from .core.jobs import JobRunner
+from .core.kling import is_loopback_url
 from .core.ledger import Ledger, sqlite_url
 from .core.prices import Prices
 from .core.transport import Transport
-from .core.uploaders.inline import InlineUploader
+from .core.uploaders.choose import Hosts
+from .core.uploads import Uploads
 from .rehearsal import RehearsalServer
 
 LOOK_S = 0.2
@@ -46,6 +49,7 @@ class _Shared:
 
     lock = threading.Lock()
     rehearsal: RehearsalServer | None = None
+    hosts: Hosts | None = None
     runners: dict[str, JobRunner] = {}
     prices = Prices()
     backoffs: dict[str, Backoff] = {}
@@ -247,7 +251,7 @@ def connect() -> tuple[JobRunner, Connection]:
         origin, token = now.api_base_url, now.require_token()
     connection = Connection(
         Transport(origin, token),
-        InlineUploader(),
+        hosts().choose(now.uploads, local_api=is_loopback_url(origin)),
         poll_s=now.poll_s,
         timeout_s=now.timeout_s,
         is_rehearsal=now.rehearsal,
@@ -272,6 +276,24 @@ def _runner(ledger_url: str | None) -> JobRunner:
             ledger = Ledger(ledger_url or sqlite_url(_ledger_path()))
             _Shared.runners[key] = JobRunner(ledger, OutputPlaces())
         return _Shared.runners[key]
+
+
+def hosts() -> Hosts:
+    """The one set of hosts of this process."""
+    with _Shared.lock:
+        if _Shared.hosts is None:
+            _Shared.hosts = Hosts(system_folder() / "assets")
+        return _Shared.hosts
+
+
+def uploads(ledger_url: str | None) -> Uploads:
+    """The one memory of uploads of a ledger in this process."""
+    return _runner(ledger_url).uploads
+
+
+def server_routes() -> web.RouteTableDef:
+    """Where routes on ComfyUI's own server are registered, before it starts."""
+    return PromptServer.instance.routes
 
 
 def _ledger_path() -> Path:

@@ -13,18 +13,21 @@ class RunComfyKlingExtension(ComfyExtension):
         from .kling_element import RunComfyKlingElement
         from .kling_image_to_video import RunComfyKlingImageToVideo
         from .kling_submit import RunComfyKlingSubmit
+        from .upload_image import RunComfyUploadImage
 
         return [
             RunComfyKlingImageToVideo,
             RunComfyKlingSubmit,
             RunComfyKlingCollect,
             RunComfyKlingElement,
+            RunComfyUploadImage,
         ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
     """ComfyUI calls this once, when it loads the pack."""
-    from . import comfy_bridge
+    from . import comfy_bridge, routes
 
+    routes.register()
     comfy_bridge.collect_unfinished()
     return RunComfyKlingExtension()

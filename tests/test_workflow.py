@@ -26,8 +26,25 @@ INFO: dict[str, Any] = {
         "input_order": {"required": ["images"]},
     },
     "Change": {
-        "input": {"required": {"shots": ["COMFY_DYNAMICCOMBO_V3", {}]}},
-        "input_order": {"required": ["shots"]},
+        "input": {
+            "required": {"text": ["STRING", {}]},
+            "optional": {
+                "shots": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {
+                        "options": [
+                            {"key": "off", "inputs": {}},
+                            {"key": "one", "inputs": {"required": {"a": ["STRING"], "b": ["INT"]}}},
+                        ]
+                    },
+                ]
+            },
+        },
+        "input_order": {"required": ["text"], "optional": ["shots"]},
+    },
+    "Slot": {
+        "input": {"required": {"x": ["COMFY_DYNAMICSLOT_V3", {}]}},
+        "input_order": {"required": ["x"]},
     },
 }
 
@@ -74,6 +91,20 @@ def test_sockets_that_grow_keep_their_full_names() -> None:
     assert prompt["2"]["inputs"] == {"images.a0": ["1", 0]}
 
 
+@pytest.mark.parametrize(
+    ("values", "inputs"),
+    [
+        (["x"], {"text": "x"}),
+        (["x", "off"], {"text": "x", "shots": "off"}),
+        (["x", "one", "p", 5], {"text": "x", "shots": "one", "shots.a": "p", "shots.b": 5}),
+    ],
+    ids=["saved before it was there", "off", "on"],
+)
+def test_a_dynamic_combo_adds_what_its_choice_has(values: list[Any], inputs: Any) -> None:
+    prompt = convert(node(1, "Load", ["a.png"]), node(2, "Change", values))
+    assert prompt["2"]["inputs"] == inputs
+
+
 def test_muted_node_and_its_links_are_left_out() -> None:
     prompt = convert(
         node(1, "Load", ["a.png"], mode=2), node(2, "Take", ["x", 3, "fixed", "m"], image=7)
@@ -88,7 +119,9 @@ def test_muted_node_and_its_links_are_left_out() -> None:
         ([node(1, "Load", ["a", "image"], mode=4), node(2, "Take", [1, 2, 3, 4], image=7)], "byp"),
         ([node(2, "Take", ["x", 3, "m"])], "3 widget values"),
         ([node(2, "Unheard", [])], "Unheard"),
-        ([node(2, "Change", ["off"])], "dynamic"),
+        ([node(2, "Slot", ["off"])], "dynamic"),
+        ([node(2, "Change", ["x", "two"])], "none of a dynamic combo's choices"),
+        ([node(2, "Change", ["x", "one", "a"])], "3 widget values"),
     ],
 )
 def test_what_is_not_understood_is_refused(nodes: list[dict[str, Any]], words: str) -> None:

@@ -25,7 +25,11 @@ class Draft:
 
 
 def draft_all(
-    orders: Sequence[Order], *, origin: str, check_prefix: Callable[[str], object]
+    orders: Sequence[Order],
+    *,
+    origin: str,
+    check_prefix: Callable[[str], object],
+    stands_for: Callable[[str], str] = str,
 ) -> list[Draft]:
     """Check all orders of one run and name them; equal ones are told apart by their number.
 
@@ -33,6 +37,7 @@ def draft_all(
         orders: In the order of the run.
         origin: The API they go to.
         check_prefix: Raises InputError for a prefix that cannot be used.
+        stands_for: What an address is known by: the content where it is one of our own uploads.
 
     Raises:
         InputError: With every fault of every order, under its clip's number where there are more.
@@ -49,11 +54,11 @@ def draft_all(
     for number, order in enumerate(orders, 1):
         try:
             check_prefix(order.prefix)
-            identity = _identity(order, origin, fingerprint)
+            identity = _identity(order, origin, fingerprint, stands_for)
             same = seen[identity.full]
             seen[identity.full] += 1
             if same:
-                identity = _identity(order, origin, fingerprint, same)
+                identity = _identity(order, origin, fingerprint, stands_for, same)
             drafts.append(Draft(order, identity))
         except InputError as fault:
             found.append(f"{clip_number(number, len(orders))}{fault}")
@@ -71,6 +76,7 @@ def _identity(
     order: Order,
     origin: str,
     fingerprint: Callable[["torch.Tensor", str], str],
+    stands_for: Callable[[str], str],
     occurrence: int = 0,
 ) -> Identity:
     url = "" if order.start_image is not None else order.start_image_url
@@ -87,7 +93,7 @@ def _identity(
         order.request,
         origin=origin,
         seed=order.seed,
-        start_image=url if start is None else fingerprint(start, "start_image"),
+        start_image=stands_for(url) if start is None else fingerprint(start, "start_image"),
         end_image=None if end is None else fingerprint(end, "end_image"),
         elements=elements.as_urls(
             order.elements,

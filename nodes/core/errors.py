@@ -6,6 +6,7 @@
         TransitionRefused         a state that a job cannot come to from where it is
       InputError (ValueError)     breaks a limit; raised before upload and charge
       BudgetExceeded              would pass the budget of the day; raised before it is sent
+      UploadError                 a host did not take a picture; raised before any charge
       MediaError                  a picture or clip that cannot be read or saved
         ForeignAddress            a clip's address that RunComfy's results do not come from
       NetworkError                no usable answer; asking again is safe
@@ -62,6 +63,10 @@ class InputError(RunComfyError, ValueError):
 
 class BudgetExceeded(RunComfyError):
     """A job or run would pass what may be spent today. Nothing was sent for it."""
+
+
+class UploadError(RunComfyError):
+    """A host did not take a picture, or cannot hand it on. Nothing was charged."""
 
 
 class MediaError(RunComfyError):

@@ -31,7 +31,8 @@ from .prices import estimate_usd
 from .rows import Row
 from .send import Sender
 from .slots import Slots
-from .states import JobState
+from .states import ENDED, JobState
+from .uploads import Uploads
 
 log = logging.getLogger("runcomfy")
 
@@ -58,6 +59,7 @@ class JobRunner:
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self._ledger = ledger
+        self.uploads = Uploads(ledger)
         self._places = places
         self._clock = clock
         self._wait = wait
@@ -65,7 +67,7 @@ class JobRunner:
         self._live = Live()
         self._collector = Collector(ledger, places, clock=clock, pause=self._pause)
         parts = (ledger, self._live, self._collector)
-        self._sender = Sender(*parts, clock=clock, pause=self._pause)
+        self._sender = Sender(*parts, self.uploads, clock=clock, pause=self._pause)
         self._attacher = Attacher(*parts, places, clock=clock, pause=self._pause)
 
     def start(self, order: Order, connection: Connection) -> Job:
@@ -165,7 +167,12 @@ class JobRunner:
     def _start(self, jobs: list[Job], orders: list[Order], connection: Connection) -> None:
         try:
             origin = connection.transport.origin
-            drafts = draft_all(orders, origin=origin, check_prefix=self._places.folder)
+            drafts = draft_all(
+                orders,
+                origin=origin,
+                check_prefix=self._places.folder,
+                stands_for=self.uploads.stands_for,
+            )
             self._admit(jobs, drafts, connection)
         except BaseException as error:  # noqa: BLE001 - as in _run
             for job in jobs:
@@ -186,6 +193,8 @@ class JobRunner:
             if row is not None:
                 job.price_usd = row.price_usd
                 continue
+            if draft.order.start_image is None:
+                self.uploads.check_alive(draft.order.start_image_url, "start_image_url")
             job.price_usd = self._estimate_usd(draft, connection)
             near = self._ledger.find_near(draft.identity.near, draft.identity.full)
             if near is not None and near.request_id and self._live.get(near.id) is None:
@@ -270,6 +279,8 @@ class JobRunner:
         self._live.leave(job)
         if not job.ended:
             job.settle(outcome)
+        if job.progress.state in ENDED:  # what still goes on may still fetch its pictures
+            self.uploads.release(job)
         if isinstance(outcome, Clip) and outcome.cost_usd is None:
             self._collector.late_cost(job, outcome)
         job.connection.transport.close()

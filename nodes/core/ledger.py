@@ -12,7 +12,7 @@ database's own clock. Every change is one transaction, synced before the call re
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,10 @@ class Ledger:
         )
         with self._transaction("read") as conn:
             return [(JobState(state), float(at)) for state, at in conn.execute(query)]
+
+    def transaction(self, what: str) -> AbstractContextManager[sa.Connection]:
+        """One transaction on a table of another module's; ``what`` is "read" or "written"."""
+        return self._transaction(what)
 
     def _file_id(self) -> tuple[int, int] | None:
         path = self._engine.url.database

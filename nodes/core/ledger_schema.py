@@ -97,6 +97,20 @@ transitions = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
 )
 
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("reuse_key", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("good_until", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Index("uploads_by_content", "sha256"),
+    sa.Index("uploads_by_url", "url"),
+)
+
 
 def tune_sqlite(engine: sa.Engine) -> None:
     """Make SQLite sync every commit, wait for its turn, and begin writing at once."""

@@ -24,6 +24,7 @@ from .rows import NewJob, Row
 from .states import JobState
 from .transport import Transport
 from .uploaders.base import Uploader
+from .uploads import Uploads
 
 log = logging.getLogger("runcomfy")
 
@@ -62,6 +63,7 @@ class Sender:
         ledger: Ledger,
         live: Live,
         collector: Collector,
+        uploads: Uploads,
         *,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[Job, float], None],
@@ -69,6 +71,7 @@ class Sender:
         self._ledger = ledger
         self._live = live
         self._collector = collector
+        self._uploads = uploads
         self._clock = clock
         self._pause = pause
 
@@ -116,13 +119,20 @@ class Sender:
             max_bytes=min(uploader.max_bytes, IMAGE_MAX_BYTES),
             max_total_bytes=left,
         )
+        job.update(note=uploader.notice())
         urls = {}
         for key, one in zip(pictures, encoded, strict=True):
             job.notes += one.notes
-            urls[key] = uploader.upload(one.data, one.content_type)
+            urls[key] = self._put(job, one.data, one.content_type)
         for key, file in videos.items():
-            urls[key] = uploader.upload(file.path.read_bytes(), "video/mp4")
+            urls[key] = self._put(job, file.path.read_bytes(), "video/mp4")
         return urls
+
+    def _put(self, job: Job, data: bytes, content_type: str) -> str:
+        hosted = self._uploads.put(job.connection.uploader, data, content_type, user=job)
+        job.notes += [note for note in hosted.notes if note not in job.notes]
+        job.update(note="\n".join(hosted.notes))
+        return hosted.url
 
     def _claim(self, job: Job, draft: Draft, payload: Mapping[str, Any]) -> tuple[Row, bool]:
         transport, order = job.connection.transport, draft.order

@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .upload_settings import PLACE, UPLOAD_KEYS, UploadSettings, parse_uploads, switch
+from .upload_settings import is_loopback as is_loopback
 
 TOKEN_VARIABLES = (
     "RUNCOMFY_API_TOKEN",
@@ -40,9 +42,8 @@ FILE_KEYS = (
     "max_jobs_per_run",
     "daily_budget_usd",
     "ledger_url",
+    *UPLOAD_KEYS,
 )
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PLACE = "in the environment or in settings.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Settings:
     max_jobs_per_run: int = DEFAULT_MAX_JOBS_PER_RUN
     daily_budget_usd: float | None = None
     ledger_url: str | None = field(default=None, repr=False)
+    uploads: UploadSettings = field(default_factory=UploadSettings)
 
     def require_token(self) -> str:
         """The token; raises ConfigError that names every place to set one."""
@@ -103,7 +105,7 @@ def load(folder: Path, environ: Mapping[str, str]) -> Settings:
     return Settings(
         token=token,
         api_base_url=parse_origin(text("api_base_url") or DEFAULT_API_BASE_URL),
-        rehearsal=_switch("rehearsal", text("rehearsal")),
+        rehearsal=switch("rehearsal", text("rehearsal")),
         poll_s=_seconds("poll_seconds", text("poll_seconds"), DEFAULT_POLL_S, 1, 60),
         timeout_s=_seconds(
             "timeout_seconds", text("timeout_seconds"), DEFAULT_TIMEOUT_S, 10, 86400
@@ -116,6 +118,7 @@ def load(folder: Path, environ: Mapping[str, str]) -> Settings:
         ),
         daily_budget_usd=_dollars("daily_budget_usd", text("daily_budget_usd")),
         ledger_url=text("ledger_url"),
+        uploads=parse_uploads(text),
     )
 
 
@@ -141,11 +144,6 @@ def parse_origin(url: str) -> str:
     host = f"[{host}]" if ":" in host else host
     is_default = port in (None, {"https": 443, "http": 80}[parts.scheme])
     return f"{parts.scheme}://{host}" + ("" if is_default else f":{port}")
-
-
-def is_loopback(host: str | None) -> bool:
-    """True if ``host`` names this very machine."""
-    return host in _LOOPBACK
 
 
 def _read_file(path: Path) -> Mapping[str, object]:
@@ -182,22 +180,12 @@ def _check_token(token: str) -> None:
         )
 
 
-def _switch(key: str, value: str | None) -> bool:
-    known = {"1": True, "true": True, "yes": True, "on": True}
-    known |= {"0": False, "false": False, "no": False, "off": False}
-    if value is None:
-        return False
-    if value.lower() not in known:
-        raise ConfigError(f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; set it to 1 or 0.")
-    return known[value.lower()]
-
-
 def _count(key: str, value: str | None, default: int) -> int:
     if value is None:
         return default
     if not value.isdecimal() or not 1 <= int(value) <= MAX_JOBS:
         raise ConfigError(
-            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            f"RUNCOMFY_{key.upper()} is {value!r} {PLACE}; "
             f"set it to a whole number from 1 to {MAX_JOBS}."
         )
     return int(value)
@@ -212,7 +200,7 @@ def _dollars(key: str, value: str | None) -> float | None:
         number = math.nan
     if not 0 <= number < math.inf:
         raise ConfigError(
-            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            f"RUNCOMFY_{key.upper()} is {value!r} {PLACE}; "
             "set it to an amount in USD such as 25, or leave it out for no limit."
         )
     return number
@@ -227,7 +215,7 @@ def _seconds(key: str, value: str | None, default: float, low: float, high: floa
         number = float("nan")
     if not low <= number <= high:
         raise ConfigError(
-            f"RUNCOMFY_{key.upper()} is {value!r} {_PLACE}; "
+            f"RUNCOMFY_{key.upper()} is {value!r} {PLACE}; "
             f"set it to a number of seconds from {low:g} to {high:g}."
         )
     return number

@@ -20,6 +20,7 @@ class JobState(str, Enum):
 
 
 AT_RUNCOMFY = (JobState.IN_QUEUE, JobState.IN_PROGRESS, JobState.DOWNLOADING)
+ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 NOT_BINDING = (JobState.FAILED, JobState.CANCELLED)  # the same request may be paid for anew
 
 _NEXT: Mapping[JobState, tuple[JobState, ...]] = {

@@ -40,13 +40,13 @@ PIECE_BYTES = 64 << 10
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?/[\x21-\x5b\x5d-\x7e]*")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 # what requests and its layers raise; some errors of urllib3, ssl and sockets come through unwrapped
-_FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
+FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 # our own addresses are always well formed
 _BAD_PROXY = (requests.exceptions.InvalidURL, urllib3.exceptions.LocationParseError)
 
 
-class _Auth(requests.auth.AuthBase):
+class Auth(requests.auth.AuthBase):
     """Sets the token, or nothing; either way requests does not look into .netrc."""
 
     def __init__(self, token: str | None) -> None:
@@ -58,7 +58,7 @@ class _Auth(requests.auth.AuthBase):
         return request
 
 
-class _Session(requests.Session):
+class Session(requests.Session):
     """Keeps no cookies, and does not even read what a redirect says."""
 
     def __init__(self, origin: str) -> None:
@@ -82,7 +82,7 @@ class Transport:
         self.origin = origin
         self._token = token
         self._clock = clock
-        self._session = _Session(origin)
+        self._session = Session(origin)
 
     @property
     def account(self) -> str:
@@ -113,7 +113,7 @@ class Transport:
 
         Raises as ``get``.
         """
-        with _Session(self.origin) as session:
+        with Session(self.origin) as session:
             return self._call(session, "POST", path, None, timeout_s)
 
     @staticmethod
@@ -161,12 +161,12 @@ class Transport:
         received = bytearray()
         cut: BaseException | None = None
         with (
-            _Session(self.origin) as session,
+            Session(self.origin) as session,
             session.post(
                 self.origin + path,
                 data=body,
                 headers={"Content-Type": "application/json", "Connection": "close"},
-                auth=_Auth(self._token),
+                auth=Auth(self._token),
                 timeout=(CONNECT_S, SUBMIT_ANSWER_S),
                 allow_redirects=False,
                 stream=True,
@@ -174,7 +174,7 @@ class Transport:
         ):
             try:
                 self._read(response, SUBMIT_ANSWER_S, into=received)
-            except _FAILURES as error:
+            except FAILURES as error:
                 cut = error  # a whole JSON object may have arrived all the same
         status_code = response.status_code
         parsed = answers.parse(bytes(received))
@@ -226,17 +226,17 @@ class Transport:
             headers["Range"] = f"bytes={start}-"
             if etag and not etag.startswith("W/"):
                 headers["If-Range"] = etag
-        with _Session(url) as session:
+        with Session(url) as session:
             try:
                 response = session.get(
                     url,
                     headers=headers,
-                    auth=_Auth(None),
+                    auth=Auth(None),
                     timeout=(CONNECT_S, DOWNLOAD_READ_S),
                     allow_redirects=False,
                     stream=True,
                 )
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise errors.NetworkError(
                     f"The clip's host did not answer ({self._reason(error)})."
                 ) from None
@@ -257,7 +257,7 @@ class Transport:
         """What arrives of an open answer, as it arrives; raises NetworkError when it is cut."""
         try:
             yield from _arriving(response)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise errors.NetworkError(f"The download broke off ({self._reason(error)}).") from None
 
     def _check_download_url(self, url: str) -> None:
@@ -288,13 +288,13 @@ class Transport:
                 method,
                 self.origin + path,
                 params=params,
-                auth=_Auth(self._token),
+                auth=Auth(self._token),
                 timeout=(min(CONNECT_S, timeout_s), timeout_s),
                 allow_redirects=False,
                 stream=True,
             ) as response:
                 self._read(response, timeout_s, into=content)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise errors.NetworkError(
                 f"{self.origin} did not answer ({self._reason(error)})."
             ) from None

@@ -156,16 +156,30 @@ def _check_size(width: int, height: int) -> None:
         raise MediaError(f"is {width}x{height} px; the aspect must lie in 1:2.5 to 2.5:1")
 
 
+class _Fetcher(requests.Session):
+    """Follows redirects, but takes neither cookie nor password along."""
+
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        prepared_request.headers.pop("Cookie", None)
+
+
 def _fetch(url: str, limit_bytes: int, give_up: Callable[[], bool]) -> bytes:
     deadline = time.monotonic() + FETCH_S
     data = bytearray()
     try:
         # An auth of our own that does nothing keeps requests from sending a .netrc password.
-        with requests.get(
-            url, stream=True, timeout=(CONNECT_S, READ_S), auth=lambda request: request
-        ) as reply:
+        with (
+            _Fetcher() as session,
+            session.get(
+                url, stream=True, timeout=(CONNECT_S, READ_S), auth=lambda request: request
+            ) as reply,
+        ):
             if reply.status_code != 200:
                 raise MediaError(f"could not be fetched: HTTP {reply.status_code}")
+            if reply.headers.get("Content-Type", "").startswith("text/html"):
+                raise MediaError("could not be fetched: a web page stands there, such as a login")
             for chunk in reply.iter_content(1 << 16):
                 data += chunk
                 if len(data) > limit_bytes:
