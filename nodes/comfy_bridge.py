@@ -100,10 +100,11 @@ def interruption() -> BaseException:
     return model_management.InterruptProcessingException()
 
 
-def if_prompt_was_stopped(then: Callable[[], object]) -> None:
-    """Call ``then`` if this prompt turns out to have been interrupted: a sampler may take the flag.
+def when_prompt_ended(*, stopped: Callable[[], object], otherwise: Callable[[], object]) -> None:
+    """Call ``stopped`` if this prompt turns out to have been interrupted, else ``otherwise``.
 
-    That is written down only when the prompt has ended, after its nodes are gone.
+    Another node may have taken the flag. What happened is written down only when the prompt has
+    ended, after its nodes are gone.
     """
     context = get_executing_context()
     queue = PromptServer.instance.prompt_queue
@@ -116,8 +117,8 @@ def if_prompt_was_stopped(then: Callable[[], object]) -> None:
             entry = queue.get_history(prompt_id=context.prompt_id).get(context.prompt_id)
             if entry is not None:
                 messages = (entry.get("status") or {}).get("messages") or []
-                if any(name == "execution_interrupted" for name, _ in messages):
-                    then()
+                ended = {name for name, _ in messages}
+                (stopped if "execution_interrupted" in ended else otherwise)()
                 return
             time.sleep(LOOK_S)
 

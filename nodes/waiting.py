@@ -6,8 +6,9 @@ The jobs themselves run in the background (``core.jobs``); a node that goes away
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any
 
 from . import comfy_bridge
@@ -131,12 +132,24 @@ async def _watch(
         log.warning("%s", said)
         comfy_bridge.show(node_id, said)
 
+    def tell_failures() -> None:
+        def tell(ended: "Future[Clip]") -> None:
+            if (error := ended.exception()) is not None:
+                comfy_bridge.show(node_id, str(error))
+
+        for job in jobs:
+            job.waiter().add_done_callback(tell)
+
     try:
         while not all(is_over(job) for job in jobs):
             if comfy_bridge.interrupted():
                 stopping = True
                 comfy_bridge.show(node_id, "Stopping …")
-                await asyncio.wrap_future(_in_background(stop_and_tell))
+                told, end = _in_background(stop_and_tell), time.monotonic() + STOP_S
+                while not told.done() and time.monotonic() < end:  # it may outlive this loop
+                    await asyncio.sleep(SENT_LOOK_S)
+                if not told.done():
+                    comfy_bridge.show(node_id, NO_ANSWER)
                 raise comfy_bridge.interruption()
             text = _text(jobs)
             if text != shown:
@@ -151,7 +164,9 @@ async def _watch(
         if comfy_bridge.interrupted():
             _in_background(stop_and_tell)
         else:
-            comfy_bridge.if_prompt_was_stopped(lambda: _in_background(stop_and_tell))
+            comfy_bridge.when_prompt_ended(
+                stopped=lambda: _in_background(stop_and_tell), otherwise=tell_failures
+            )
         raise
     finally:
         for waiter in waiters:
@@ -160,12 +175,11 @@ async def _watch(
 
 
 def _call_off(runner: JobRunner, jobs: Sequence[Job]) -> str:
-    """Stop all jobs and say what became of each; blocks for ``STOP_S`` at most."""
+    """Stop all jobs and say what became of each; blocks until RunComfy has answered."""
     asked = [runner.stop(job) for job in jobs]
-    done, _ = wait(asked, STOP_S)
     said: dict[str, list[int]] = {}
     for number, future in enumerate(asked, 1):
-        said.setdefault(future.result() if future in done else NO_ANSWER, []).append(number)
+        said.setdefault(future.result(), []).append(number)
     if len(said) == 1:
         return next(iter(said))
     return "\n".join(f"{_numbers(numbers)}: {text}" for text, numbers in said.items())
@@ -286,7 +300,6 @@ def _numbers(numbers: Sequence[int]) -> str:
 def _in_background(call: Callable[[], Any]) -> "Future[Any]":
     """Call on a daemon thread: neither the loop nor the end of the process waits for it."""
     future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()  # nobody can take it back
 
     def run() -> None:
         try:

@@ -10,7 +10,7 @@ NODES = ROOT / "nodes"
 
 # From the bottom up. A module may import from lower rows; from its own row only where ALLOWED.
 LAYERS = [
-    {"core.errors", "core.states", "core.owner", "core.backoff", "rehearsal"},
+    {"core.errors", "core.states", "core.owner", "core.backoff", "core.places", "rehearsal"},
     {"core.upload_settings"},
     {"core.settings", "core.answers", "core.submit_body"},
     {"core.kling", "core.transport"},

@@ -10,10 +10,11 @@ from typing import Any
 
 from . import errors
 from .client import NEW_REQUEST_GRACE_S
-from .collect import Collector, Places
+from .collect import Collector
 from .job import Clip, Job
 from .ledger import Ledger
 from .live import Live
+from .places import Places
 from .rows import NewJob, Row
 from .states import NOT_BINDING, JobState
 

@@ -5,14 +5,14 @@ in here can go on from the row. Nothing in here can cost money.
 """
 
 import logging
-import os
 import re
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from . import errors
 from .client import NEW_REQUEST_GRACE_S, JobStatus, RunComfyClient, State
@@ -20,6 +20,7 @@ from .download import download, sha256_of
 from .job import Clip, Job
 from .ledger import Ledger
 from .media import video
+from .places import Places, counted_up, rename_to_new
 from .rows import Row
 from .states import JobState
 
@@ -27,25 +28,13 @@ log = logging.getLogger("runcomfy")
 
 DURATION_TOLERANCE_S = 0.5
 DEAD_LINK_PAUSES_S = (2.0, 10.0)
-RENAME_ATTEMPTS = 20  # on Windows a virus scanner or a preview may hold a new file for a moment
 NAME_ATTEMPTS = 10_000
 COST_S = 1.0  # the clip is there: who waits for it does not wait for its price
 LATE_COST_PAUSES_S = (5.0, 30.0)
+NAMED_S, NAMED_LOOKS = 0.2, 25  # the file follows its name at once, or its process has died
 LEFTOVER_S = 3600.0  # a download that nobody has written to for so long is nobody's
 _GONE = (404, 410)
 _STATES = {State.IN_PROGRESS: JobState.IN_PROGRESS, State.COMPLETED: JobState.IN_PROGRESS}
-
-
-class Places(Protocol):
-    """Where clips go, by ComfyUI's prefix rules."""
-
-    def folder(self, prefix: str) -> Path:
-        """The folder of the clips, which exists; raises InputError if it is out of bounds."""
-        ...
-
-    def candidate(self, prefix: str, width: int, height: int) -> Path:
-        """The next free name for a clip of this size in pixels. Nothing is created."""
-        ...
 
 
 class Collector:
@@ -116,12 +105,12 @@ class Collector:
             return None
         return Clip(row.id, path, row.request_id, info, row.cost_usd, reused=True)
 
-    def _saved_meanwhile(self, row: Row) -> Clip | None:
+    def _latest(self, row: Row) -> Row:
         try:
-            return self.from_disk(self._ledger.get(row.id))
+            return self._ledger.get(row.id)
         except errors.LedgerError as error:  # the clip at hand is worth more than the question
             log.error("%s", error)
-            return None
+            return row
 
     def flush(self, job: Job, row_id: int) -> None:
         """Write what the ledger could not take before; raises LedgerError if it still cannot."""
@@ -168,17 +157,18 @@ class Collector:
         return status
 
     def _save(self, job: Job, row: Row, client: RunComfyClient, status: JobStatus) -> Clip:
-        if (meanwhile := self._saved_meanwhile(row)) is not None:  # another process was quicker
-            return meanwhile
+        if (meanwhile := self.from_disk(self._latest(row))) is not None:
+            return meanwhile  # another process was quicker
         self.record(job, row, JobState.DOWNLOADING)
         job.update(queue_position=None, note="")
         part = self._part(row, status.request_id)
         try:
             info = self._fetch(job, row, client, status, part)
-            if (meanwhile := self._saved_meanwhile(row)) is not None:
+            latest = self._latest(row)
+            if (meanwhile := self.from_disk(latest)) is not None:
                 return meanwhile
             video.add_metadata(part, prompt=row.prompt, workflow=row.workflow)
-            path = self._place(job, row, part, info)
+            path = self._place(job, replace(row, path=latest.path), part, info)
         finally:
             with suppress(OSError):  # held open by a scanner: it is removed with the leftovers
                 part.unlink(missing_ok=True)
@@ -231,17 +221,24 @@ class Collector:
     def _place(self, job: Job, row: Row, part: Path, info: video.ClipInfo) -> Path:
         """Give the clip its final name, which no parallel job can get too.
 
-        The name is written down first: whoever finds the row later finds the file.
+        The name is written down first: whoever finds the row later finds the file. Another process
+        that collects the same job may have named it since ``row``: then its file is the clip.
         """
-        file_sha256 = sha256_of(part)
+        file_sha256, named = sha256_of(part), row.path
         path = self._places.candidate(row.prefix, info.width, info.height)
         for _ in range(NAME_ATTEMPTS):
-            self.record(job, row, JobState.DOWNLOADING, path=str(path), file_sha256=file_sha256)
+            other = self._name(job, row, path, file_sha256, instead_of=named)
+            if other is not None:
+                if self._appears(job, other):
+                    return Path(str(other.path))
+                named = other.path
+                continue
+            named = str(path)
             try:
-                _rename_to_new(part, path)
+                rename_to_new(part, path)
             except FileExistsError:  # ComfyUI's own count can miss files that are there
                 following = self._places.candidate(row.prefix, info.width, info.height)
-                path = _counted_up(path) if following.name <= path.name else following
+                path = counted_up(path) if following.name <= path.name else following
                 continue
             except OSError as error:
                 raise errors.MediaError(
@@ -251,6 +248,30 @@ class Collector:
                 ) from None
             return path
         raise errors.MediaError(f"There is no free name like {path}. Choose another prefix.")
+
+    def _name(
+        self, job: Job, row: Row, path: Path, file_sha256: str, *, instead_of: str | None
+    ) -> Row | None:
+        """Write the clip's name down; returns the row if another process has named the clip."""
+        try:
+            self.flush(job, row.id)
+            named, is_ours = self._ledger.name_clip(
+                row.id, str(path), file_sha256, instead_of=instead_of
+            )
+        except errors.LedgerError as error:
+            log.error("the clip's name is not in the ledger yet: %s", error)
+            values = {"path": str(path), "file_sha256": file_sha256}
+            job.unwritten.append((JobState.DOWNLOADING, values))
+            return None
+        return None if is_ours else named
+
+    def _appears(self, job: Job, row: Row) -> bool:
+        """Whether the file that another process has named comes to be there."""
+        for _ in range(NAMED_LOOKS):
+            if self.from_disk(row) is not None:
+                return True
+            self._pause(job, NAMED_S)
+        return False
 
     def _expired(self, job: Job, row: Row, request_id: str) -> errors.ResultExpired:
         was_made = row.path is not None or job.progress.state == JobState.DOWNLOADING
@@ -306,41 +327,3 @@ def expired(request_id: str | None, *, was_made: bool) -> errors.ResultExpired:
         "any more. To make and pay for it anew, change the seed.",
         request_id=request_id,
     )
-
-
-def _counted_up(path: Path) -> Path:
-    """The next number's name."""
-    found = re.fullmatch(r"(.*_)(\d+)(_\.mp4)", path.name)
-    return path.with_name(f"{found[1]}{int(found[2]) + 1:05}{found[3]}") if found else path
-
-
-def _rename_to_new(part: Path, path: Path) -> None:
-    """Rename without ever replacing a file; raises FileExistsError if there is one."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without hard links: take the name with an empty file, then replace it
-        path.open("xb").close()
-        try:
-            _replace(part, path)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-    if os.name == "posix":  # the name itself survives a power cut only once its folder is synced
-        with suppress(OSError):  # some network folders cannot do that
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-
-def _replace(part: Path, path: Path) -> None:
-    for _ in range(RENAME_ATTEMPTS - 1):
-        try:
-            part.replace(path)
-            return
-        except PermissionError:
-            time.sleep(0.1)
-    part.replace(path)

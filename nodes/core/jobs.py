@@ -20,13 +20,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from . import errors, owner, stop
+from . import errors, stop
 from .again import Attacher, StoppedBefore
-from .collect import Collector, Places
+from .collect import Collector
 from .draft import Draft, draft_all
 from .job import Clip, Connection, Job, Order
 from .ledger import Ledger
 from .live import Live
+from .places import Places
 from .prices import estimate_usd
 from .rows import Row
 from .send import Sender
@@ -94,16 +95,14 @@ class JobRunner:
         return jobs
 
     def resume(self, connection: Connection) -> list[Job]:
-        """Go on with every job of this account that RunComfy has and nobody here watches.
+        """Go on with every job of this account that RunComfy has and nobody watches.
 
         Nothing is sent. The clips get the names that their graphs asked for.
         """
         transport, resumed = connection.transport, []
-        for row in self._ledger.unfinished(transport.origin):
-            elsewhere = owner.is_elsewhere(row.owner, is_shared=self._ledger.is_shared)
-            watched = self._live.get(row.id) is not None or elsewhere
-            if row.account == transport.account and not watched:
-                job = Job(row.price_usd, connection, self._clock)
+        for row in self._ledger.take_over(transport.origin, transport.account):
+            job = Job(row.price_usd, connection, self._clock)
+            if self._live.enter(row.id, job) is job:
                 self._begin(job, partial(self._attacher.attach, job, row))
                 resumed.append(job)
         return resumed

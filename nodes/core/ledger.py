@@ -13,6 +13,7 @@ database's own clock. Every change is one transaction, synced before the call re
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,10 @@ class Ledger:
             raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
         if self._engine.dialect.name == "sqlite":
             tune_sqlite(self._engine)
+        self._owner = owner.new()
         self._is_open = False
         self._file: tuple[int, int] | None = None
         self._opening = threading.Lock()
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other machines may use it too."""
-        return self._engine.dialect.name != "sqlite"
 
     def close(self) -> None:
         """Give back all connections."""
@@ -98,15 +95,15 @@ class Ledger:
             if budget_usd is not None:
                 budget.check(conn, new.origin, new.price_usd, budget_usd)
             post_over_at = NOW + post_limit_s + POST_MARGIN_S
-            return _insert(conn, new, JobState.SUBMITTING, post_over_at=post_over_at), True
+            values = {"owner": self._owner, "post_over_at": post_over_at}
+            return _insert(conn, new, JobState.SUBMITTING, **values), True
 
     def adopt(self, new: NewJob, request_id: str) -> Row:
         """Write a job that was sent elsewhere, or find what is here of the same identity."""
         with self._transaction("written") as conn:
             found = _find_for_insert(conn, new.identity)
-            return found or _insert(
-                conn, new, JobState.IN_QUEUE, request_id=request_id, post_over_at=NOW
-            )
+            values = {"owner": self._owner, "request_id": request_id, "post_over_at": NOW}
+            return found or _insert(conn, new, JobState.IN_QUEUE, **values)
 
     def advance(self, row_id: int, state: JobState, **values: Any) -> Row:
         """Move a job to ``state`` and set ``values`` (request_id, path, error, cost_usd, ...).
@@ -136,6 +133,21 @@ class Ledger:
                 _note(conn, row_id, state)
             return _get(conn, row_id)
 
+    def name_clip(
+        self, row_id: int, path: str, file_sha256: str, *, instead_of: str | None
+    ) -> tuple[Row, bool]:
+        """Give a clip its name, unless another process did so since the name was ``instead_of``.
+
+        Returns:
+            The row, and whether the name in it is ours.
+        """
+        query = sa.update(jobs).where(
+            jobs.c.id == row_id, jobs.c.path.is_not_distinct_from(instead_of)
+        )
+        with self._transaction("written") as conn:
+            named = conn.execute(query.values(path=path, file_sha256=file_sha256, changed_at=NOW))
+            return _get(conn, row_id), bool(named.rowcount)
+
     def reopen(self, row_id: int) -> None:
         """A completed job whose file is gone is downloaded again."""
         query = sa.update(jobs).where(jobs.c.id == row_id, jobs.c.state == JobState.COMPLETED.value)
@@ -155,6 +167,37 @@ class Ledger:
     def collected(self, row_id: int) -> None:
         """Note that the clip was handed to a graph."""
         self.set(row_id, collected_at=NOW)
+
+    def take_over(self, origin: str, account: str) -> list[Row]:
+        """Own this account's unfinished jobs that nobody else watches; oldest first.
+
+        Unfinished is what RunComfy may have and what has no clip yet. What another owner has that
+        may be alive is left to it.
+        """
+        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
+        query = (
+            sa.select(jobs)
+            .where(
+                jobs.c.origin == origin,
+                jobs.c.account == account,
+                jobs.c.request_id.is_not(None),
+                jobs.c.state.in_([state.value for state in states]),
+            )
+            .order_by(jobs.c.id)
+            .with_for_update()
+        )
+        is_shared = self._engine.dialect.name != "sqlite"
+        with self._transaction("written") as conn:
+            _age(conn)
+            rows = [row_of(found) for found in conn.execute(query)]
+            ours = [
+                row
+                for row in rows
+                if row.owner == self._owner or not owner.is_elsewhere(row.owner, is_shared)
+            ]
+            for row in ours:
+                conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=self._owner))
+            return [replace(row, owner=self._owner) for row in ours]
 
     # -- reading --
 
@@ -222,22 +265,6 @@ class Ledger:
         with self._transaction("read") as conn:
             found = conn.execute(query).first()
             return row_of(found) if found else None
-
-    def unfinished(self, origin: str) -> list[Row]:
-        """Jobs of this origin that RunComfy may have and that have no clip yet, oldest first."""
-        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
-        query = (
-            sa.select(jobs)
-            .where(
-                jobs.c.origin == origin,
-                jobs.c.request_id.is_not(None),
-                jobs.c.state.in_([state.value for state in states]),
-            )
-            .order_by(jobs.c.id)
-        )
-        with self._transaction("read") as conn:
-            _age(conn)
-            return [row_of(found) for found in conn.execute(query)]
 
     def newest(self, limit: int) -> list[Row]:
         """The newest jobs, newest first."""
@@ -327,7 +354,6 @@ def _insert(conn: sa.Connection, new: NewJob, state: JobState, **values: Any) ->
     inserted = conn.execute(
         sa.insert(jobs).values(
             state=state.value,
-            owner=owner.me(),
             created_at=NOW,
             changed_at=NOW,
             **columns_of(new),
