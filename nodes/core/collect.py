@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ DURATION_TOLERANCE_S = 0.5
 DEAD_LINK_PAUSES_S = (2.0, 10.0)
 RENAME_ATTEMPTS = 20  # on Windows a virus scanner or a preview may hold a new file for a moment
 NAME_ATTEMPTS = 10_000
+NAMED_S, NAMED_LOOKS = 0.2, 25  # the file follows its name at once, or its process has died
 LEFTOVER_S = 3600.0  # a download that nobody has written to for so long is nobody's
 _GONE = (404, 410)
 _STATES = {State.IN_PROGRESS: JobState.IN_PROGRESS, State.COMPLETED: JobState.IN_PROGRESS}
@@ -111,12 +113,12 @@ class Collector:
             return None
         return Clip(row.id, path, row.request_id, info, row.cost_usd, reused=True)
 
-    def _saved_meanwhile(self, row: Row) -> Clip | None:
+    def _latest(self, row: Row) -> Row:
         try:
-            return self.from_disk(self._ledger.get(row.id))
+            return self._ledger.get(row.id)
         except errors.LedgerError as error:  # the clip at hand is worth more than the question
             log.error("%s", error)
-            return None
+            return row
 
     def flush(self, job: Job, row_id: int) -> None:
         """Write what the ledger could not take before; raises LedgerError if it still cannot."""
@@ -156,17 +158,18 @@ class Collector:
         return status
 
     def _save(self, job: Job, row: Row, client: RunComfyClient, status: JobStatus) -> Clip:
-        if (meanwhile := self._saved_meanwhile(row)) is not None:  # another process was quicker
-            return meanwhile
+        if (meanwhile := self.from_disk(self._latest(row))) is not None:
+            return meanwhile  # another process was quicker
         self.record(job, row, JobState.DOWNLOADING)
         job.update(queue_position=None, note="")
         part = self._part(row, status.request_id)
         try:
             info = self._fetch(job, row, client, status, part)
-            if (meanwhile := self._saved_meanwhile(row)) is not None:
+            latest = self._latest(row)
+            if (meanwhile := self.from_disk(latest)) is not None:
                 return meanwhile
             video.add_metadata(part, prompt=row.prompt, workflow=row.workflow)
-            path = self._place(job, row, part, info)
+            path = self._place(job, replace(row, path=latest.path), part, info)
         finally:
             with suppress(OSError):  # held open by a scanner: it is removed with the leftovers
                 part.unlink(missing_ok=True)
@@ -214,12 +217,20 @@ class Collector:
     def _place(self, job: Job, row: Row, part: Path, info: video.ClipInfo) -> Path:
         """Give the clip its final name, which no parallel job can get too.
 
-        The name is written down first: whoever finds the row later finds the file.
+        The name is written down first: whoever finds the row later finds the file. Another process
+        that collects the same job may have named it since ``row``: then its file is the clip.
         """
         file_sha256 = _sha256(part)
+        named = row.path
         for extra in range(NAME_ATTEMPTS):
             path = _counted_up(self._places.candidate(row.prefix, info.width, info.height), extra)
-            self.record(job, row, JobState.DOWNLOADING, path=str(path), file_sha256=file_sha256)
+            other = self._name(job, row, path, file_sha256, instead_of=named)
+            if other is not None:
+                if self._appears(job, other):
+                    return Path(str(other.path))
+                named = other.path
+                continue
+            named = str(path)
             try:
                 _rename_to_new(part, path)
             except FileExistsError:
@@ -232,6 +243,30 @@ class Collector:
                 ) from None
             return path
         raise errors.MediaError(f"There is no free name like {path}. Choose another prefix.")
+
+    def _name(
+        self, job: Job, row: Row, path: Path, file_sha256: str, *, instead_of: str | None
+    ) -> Row | None:
+        """Write the clip's name down; returns the row if another process has named the clip."""
+        try:
+            self.flush(job, row.id)
+            named, is_ours = self._ledger.name_clip(
+                row.id, str(path), file_sha256, instead_of=instead_of
+            )
+        except errors.LedgerError as error:
+            log.error("the clip's name is not in the ledger yet: %s", error)
+            values = {"path": str(path), "file_sha256": file_sha256}
+            job.unwritten.append((JobState.DOWNLOADING, values))
+            return None
+        return None if is_ours else named
+
+    def _appears(self, job: Job, row: Row) -> bool:
+        """Whether the file that another process has named comes to be there."""
+        for _ in range(NAMED_LOOKS):
+            if self.from_disk(row) is not None:
+                return True
+            self._pause(job, NAMED_S)
+        return False
 
     def _expired(self, job: Job, row: Row, request_id: str) -> errors.ResultExpired:
         self.record(job, row, JobState.EXPIRED)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from . import errors, owner, stop
+from . import errors, stop
 from .client import NEW_REQUEST_GRACE_S, RunComfyClient
 from .collect import Collector, Places
 from .identity import Identity, identify
@@ -75,18 +75,17 @@ class JobRunner:
         return self._begin(job, lambda: self._make(job, order))
 
     def resume(self, connection: Connection) -> list[Job]:
-        """Go on with every job of this account that RunComfy has and nobody here watches.
+        """Go on with every job of this account that RunComfy has and nobody watches.
 
         Nothing is sent. The clips get the names that their graphs asked for.
         """
         transport, resumed = connection.transport, []
-        for row in self._ledger.unfinished(transport.origin):
+        for row in self._ledger.take_over(transport.origin, transport.account):
+            job = Job(row.price_usd, connection, self._clock)
             with self._lock:
-                watched = row.id in self._live
-            elsewhere = row.owner != owner.me() and not owner.is_dead(row.owner)
-            if row.account == transport.account and not watched and not elsewhere:
-                job = Job(row.price_usd, connection, self._clock)
-                resumed.append(self._begin(job, partial(self._attach, job, row)))
+                if self._live.setdefault(row.id, job) is not job:
+                    continue
+            resumed.append(self._begin(job, partial(self._attach, job, row)))
         return resumed
 
     def _begin(self, job: Job, make: Callable[[], Clip]) -> Job:
@@ -276,10 +275,10 @@ class JobRunner:
         """Join a request that was made before; nothing in here sends anything."""
         while True:
             with self._lock:
-                live = self._live.get(row.id)
-                if live is None and row.state not in (JobState.SUBMITTING, *NOT_BINDING):
-                    self._live[row.id] = job
-            if live is not None:
+                if row.state not in (JobState.SUBMITTING, *NOT_BINDING):
+                    self._live.setdefault(row.id, job)
+                live = self._live.get(row.id, job)
+            if live is not job:
                 job.follows = live
                 return _again(live.waiter().result(), JOINED)
             if row.state != JobState.SUBMITTING:

@@ -14,7 +14,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +24,11 @@ from . import owner
 from .errors import LedgerError, TransitionRefused
 from .identity import canonical
 from .ledger_schema import BINDING, CLAIM_LOCK, NOW, jobs, migrate, transitions, tune_sqlite
-from .states import AT_RUNCOMFY, JobState
+from .states import ALLOWED, AT_RUNCOMFY, JobState
 
 POST_MARGIN_S = 60.0
 
 _JSON_COLUMNS = ("payload", "prompt", "workflow")
-_ALLOWED: Mapping[JobState, tuple[JobState, ...]] = {
-    JobState.SUBMITTING: (
-        JobState.IN_QUEUE,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.UNKNOWN,
-    ),
-    JobState.IN_QUEUE: (
-        JobState.IN_PROGRESS,
-        JobState.DOWNLOADING,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.EXPIRED,
-    ),
-    JobState.IN_PROGRESS: (
-        JobState.IN_QUEUE,
-        JobState.DOWNLOADING,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.EXPIRED,
-    ),
-    JobState.DOWNLOADING: (JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED),
-    JobState.COMPLETED: (JobState.EXPIRED,),
-    # a late answer, or a request id that can be asked for after all, ends the unknown
-    JobState.UNKNOWN: (
-        JobState.IN_QUEUE,
-        JobState.IN_PROGRESS,
-        JobState.DOWNLOADING,
-        JobState.COMPLETED,
-        JobState.FAILED,
-        JobState.CANCELLED,
-    ),
-    JobState.FAILED: (),
-    JobState.CANCELLED: (),
-    # what was gone may be back: RunComfy is asked again, which is free
-    JobState.EXPIRED: (
-        JobState.IN_QUEUE,
-        JobState.IN_PROGRESS,
-        JobState.DOWNLOADING,
-        JobState.COMPLETED,
-        JobState.FAILED,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -150,6 +107,7 @@ class Ledger:
             raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
         if self._engine.dialect.name == "sqlite":
             tune_sqlite(self._engine)
+        self._owner = owner.new()
         self._is_open = False
         self._file: tuple[int, int] | None = None
         self._opening = threading.Lock()
@@ -187,7 +145,7 @@ class Ledger:
             inserted = conn.execute(
                 sa.insert(jobs).values(
                     state=JobState.SUBMITTING.value,
-                    owner=owner.me(),
+                    owner=self._owner,
                     created_at=NOW,
                     changed_at=NOW,
                     post_over_at=NOW + post_limit_s + POST_MARGIN_S,
@@ -212,7 +170,7 @@ class Ledger:
             raise LedgerError(f"A job has no {', '.join(sorted(unknown))}.")
         with self._transaction("written") as conn:
             row = _get(conn, row_id, lock=True)
-            if state != row.state and state not in _ALLOWED[row.state]:
+            if state != row.state and state not in ALLOWED[row.state]:
                 raise TransitionRefused(
                     f"A job that is {row.state.value} cannot become {state.value}.",
                     request_id=row.request_id,
@@ -225,6 +183,21 @@ class Ledger:
             if state != row.state:
                 _note(conn, row_id, state)
             return _get(conn, row_id)
+
+    def name_clip(
+        self, row_id: int, path: str, file_sha256: str, *, instead_of: str | None
+    ) -> tuple[Row, bool]:
+        """Give a clip its name, unless another process did so since the name was ``instead_of``.
+
+        Returns:
+            The row, and whether the name in it is ours.
+        """
+        query = sa.update(jobs).where(
+            jobs.c.id == row_id, jobs.c.path.is_not_distinct_from(instead_of)
+        )
+        with self._transaction("written") as conn:
+            named = conn.execute(query.values(path=path, file_sha256=file_sha256, changed_at=NOW))
+            return _get(conn, row_id), bool(named.rowcount)
 
     def reopen(self, row_id: int) -> None:
         """A completed job whose file is gone is downloaded again."""
@@ -245,6 +218,32 @@ class Ledger:
     def collected(self, row_id: int) -> None:
         """Note that the clip was handed to a graph."""
         self.set(row_id, collected_at=NOW)
+
+    def take_over(self, origin: str, account: str) -> list[Row]:
+        """Own this account's unfinished jobs that nobody else watches; oldest first.
+
+        Unfinished is what RunComfy may have and what has no clip yet. What another living owner has
+        is left to it.
+        """
+        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
+        query = (
+            sa.select(jobs)
+            .where(
+                jobs.c.origin == origin,
+                jobs.c.account == account,
+                jobs.c.request_id.is_not(None),
+                jobs.c.state.in_([state.value for state in states]),
+            )
+            .order_by(jobs.c.id)
+            .with_for_update()
+        )
+        with self._transaction("written") as conn:
+            _age(conn)
+            rows = [_row(found) for found in conn.execute(query)]
+            ours = [row for row in rows if row.owner == self._owner or owner.is_dead(row.owner)]
+            for row in ours:
+                conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=self._owner))
+            return [replace(row, owner=self._owner) for row in ours]
 
     # -- reading --
 
@@ -276,22 +275,6 @@ class Ledger:
         with self._transaction("read") as conn:
             found = conn.execute(query).first()
             return _row(found) if found else None
-
-    def unfinished(self, origin: str) -> list[Row]:
-        """Jobs of this origin that RunComfy may have and that have no clip yet, oldest first."""
-        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
-        query = (
-            sa.select(jobs)
-            .where(
-                jobs.c.origin == origin,
-                jobs.c.request_id.is_not(None),
-                jobs.c.state.in_([state.value for state in states]),
-            )
-            .order_by(jobs.c.id)
-        )
-        with self._transaction("read") as conn:
-            _age(conn)
-            return [_row(found) for found in conn.execute(query)]
 
     def newest(self, limit: int) -> list[Row]:
         """The newest jobs, newest first."""

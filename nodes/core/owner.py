@@ -1,25 +1,28 @@
-"""Who sends a job: a process, named so that others on this machine can tell whether it still lives.
+"""Who has a job: a process, named so that others on this machine can tell whether it still lives.
 
 A submit whose sender died without an answer is unknown at once, and not only when its time is up.
+A job whose owner lives is not picked up by another.
 """
 
 import os
 import platform
+import secrets
 from functools import cache
 from pathlib import Path
 
 import psutil
 
 
-def me() -> str:
-    """This process: machine, process id, and when it started."""
-    return _name(os.getpid())
+def new() -> str:
+    """A name of its own in this process: machine, process id, when it started, and some letters.
+
+    A process has several when the pack is loaded anew while the jobs of the earlier load go on.
+    """
+    return f"{_name(os.getpid())} {secrets.token_hex(4)}"
 
 
 def is_dead(owner: str) -> bool:
     """True if that process surely lives no more; False for one of another machine."""
-    if owner == me():
-        return False
     machine, pid, started = (*owner.split(" "), "", "")[:3]
     if machine != _machine() or not pid.isdigit():
         return False
