@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,16 @@ async def _wait(node_id: str, runner: JobRunner, job: Job, waiter: "asyncio.Futu
     return waiter.result()
 
 
-def _stop_unawaited(node_id: str, runner: JobRunner, job: Job) -> None:
-    """Stop a job whose node is gone already; the text still comes to the node."""
-    runner.stop(job).add_done_callback(lambda said: show(node_id, said.result()))
+def _stop_unawaited(node_id: str, runner: JobRunner, job: Job) -> "Future[str]":
+    """Stop a job; the text comes to the node whenever it is known, even after the node's end."""
+
+    def tell(said: "Future[str]") -> None:
+        log.warning("%s", said.result())
+        show(node_id, said.result())
+
+    said = runner.stop(job)
+    said.add_done_callback(tell)
+    return said
 
 
 def _stop_if_history_says_so(node_id: str, runner: JobRunner, job: Job) -> None:
@@ -146,6 +154,10 @@ def _stop_if_history_says_so(node_id: str, runner: JobRunner, job: Job) -> None:
     if context is None or queue is None:
         return
 
+    def tell_failure(ended: "Future[Clip]") -> None:
+        if (error := ended.exception()) is not None:
+            show(node_id, str(error))
+
     def look() -> None:
         end = time.monotonic() + HISTORY_S
         while time.monotonic() < end:
@@ -154,6 +166,8 @@ def _stop_if_history_says_so(node_id: str, runner: JobRunner, job: Job) -> None:
                 messages = (entry.get("status") or {}).get("messages") or []
                 if any(name == "execution_interrupted" for name, _ in messages):
                     _stop_unawaited(node_id, runner, job)
+                else:
+                    job.waiter().add_done_callback(tell_failure)
                 return
             time.sleep(LOOK_S)
 
@@ -243,16 +257,17 @@ class OutputPlaces:
 
 async def _stop(node_id: str, runner: JobRunner, job: Job) -> None:
     show(node_id, "Stopping …")
-    said = asyncio.wrap_future(runner.stop(job))
-    done, _ = await asyncio.wait({said}, timeout=STOP_S)
-    text = (
-        said.result()
-        if done
-        else "Stopped, but RunComfy has not answered yet. If it takes the job, the job is called "
-        "off where that is possible; else it is charged and its clip is saved to the output folder."
-    )
-    log.warning("%s", text)
-    show(node_id, text)
+    said = _stop_unawaited(node_id, runner, job)
+    end = time.monotonic() + STOP_S
+    while not said.done() and time.monotonic() < end:  # wrapped, it would outlive this loop
+        await asyncio.sleep(LOOK_S)
+    if not said.done():
+        show(
+            node_id,
+            "Stopped, but RunComfy has not answered yet. If it takes the job, the job is called "
+            "off where that is possible; else it is charged and its clip is saved to the output "
+            "folder.",
+        )
 
 
 def _connect() -> tuple[JobRunner, Connection]:

@@ -96,8 +96,9 @@ class Progress:
 class Job:
     """A job on its way. Safe to read from any thread.
 
-    ``follows`` is the live job of the very same request, where there was one. ``unwritten`` holds
-    states that the ledger could not take yet.
+    ``follows`` is the live job of the very same request, where there was one. ``stopping`` is what
+    is said of its Stop, once it was stopped. ``unwritten`` holds states that the ledger could not
+    take yet.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Job:
         self.price_usd = price_usd
         self.connection = connection
         self.follows: Job | None = None
+        self.stopping: Future[str] | None = None
         self.unwritten: list[tuple[JobState, dict[str, Any]]] = []
         self.stop_requested = threading.Event()
         self.wake = threading.Event()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from . import errors
-from .client import CancelOutcome, RunComfyClient
+from .client import CancelOutcome, RunComfyClient, State
 from .job import Clip, Job
 from .states import AT_RUNCOMFY, JobState
 
@@ -67,7 +67,12 @@ def _cancel(
         if attempt:
             wait(threading.Event(), CANCEL_PAUSE_S)
         try:
-            return client.cancel(request_id)
+            outcome = client.cancel(request_id)
+            if outcome == CancelOutcome.NOT_CANCELLABLE:
+                # an earlier cancel, of here or elsewhere, may have had the job before this one
+                state = client.result(request_id).state
+                return CancelOutcome.CANCELLED if state == State.CANCELLED else outcome
+            return outcome
         except errors.NetworkError as error:
             log.warning("cancel brought no answer: %s", error)
         except errors.RunComfyError as error:
