@@ -1,8 +1,6 @@
 """The node in the real engine, in this process: what goes in, what comes out, and Stop."""
 
-import asyncio
 import io
-import itertools
 import json
 import threading
 import time
@@ -12,45 +10,10 @@ import av
 import pytest
 import torch
 from conftest import CANARY_TOKEN
-from pack.nodes.rehearsal import Fault, FaultKind, RehearsalServer
+from graph_case import SEEDS, prompt_of
+from pack.nodes.rehearsal import Fault, FaultKind
 from PIL import Image
 from raw_server import RawServer, answer
-
-SEEDS = itertools.count()  # each test asks for takes of its own
-
-
-@pytest.fixture
-def api(tmp_path, monkeypatch):
-    """A stand-in API that the node talks to, with the canary as its token."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    with RehearsalServer(folder, token=CANARY_TOKEN, queue_s=0.3, run_s=0.4) as server:
-        monkeypatch.setenv("RUNCOMFY_API_BASE_URL", server.origin)
-        monkeypatch.setenv("RUNCOMFY_API_TOKEN", server.token)
-        monkeypatch.setenv("RUNCOMFY_POLL_SECONDS", "1")
-        yield server
-
-
-def prompt_of(engine, size=(480, 360), **values):
-    Image.new("RGB", size, "teal").save(engine.input / "start.png")
-    inputs = {
-        "prompt": "steam rises",
-        "start_image": ["1", 0],
-        "duration": 3,
-        "generate_audio": True,
-        "negative_prompt": "",
-        "cfg_scale": 0.5,
-        "model": "kling-3.0/standard",
-        "seed": next(SEEDS),
-        "start_image_url": "",
-        "filename_prefix": "video/runcomfy-kling",
-        **values,
-    }
-    inputs = {name: value for name, value in inputs.items() if value is not None}
-    return {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "start.png"}},
-        "2": {"class_type": "RunComfyKlingImageToVideo", "inputs": inputs},
-    }
 
 
 def test_a_picture_becomes_a_clip_with_all_four_outputs(engine, api):
@@ -271,34 +234,6 @@ class TensorNode:
         return (self.image.unsqueeze(0),)
 
 
-def test_a_sampler_beside_it_delays_nothing_at_runcomfy(engine, api):
-    """A synchronous node blocks the event loop; the job's own thread polls and downloads on."""
-    engine.nodes.NODE_CLASS_MAPPINGS["TestSleep"] = SleepNode
-    prompt = prompt_of(engine)
-    prompt["3"] = {"class_type": "TestSleep", "inputs": {"image": ["1", 0], "seconds": 20}}
-    prompt["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}}
-    began = time.monotonic()
-    outcome = engine.run(prompt)
-    assert outcome.succeeded, outcome.error
-    fetched = next(r.at for r in api.requests if r.path.startswith("/files/"))
-    assert fetched - began < 15, "the clip was fetched while the sampler was at work"
-
-
-class SleepNode:
-    """Blocks ComfyUI's event loop, as a sampler does."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "run"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",), "seconds": ("INT", {"default": 1})}}
-
-    def run(self, image, seconds):
-        time.sleep(seconds)
-        return (image,)
-
-
 def test_stop_calls_off_every_node_of_the_graph(engine, api):
     """The quickest node ends the prompt, and ComfyUI cancels the others before they look."""
     for _ in range(3):
@@ -315,36 +250,6 @@ def test_stop_calls_off_every_node_of_the_graph(engine, api):
         while sum(r.path.endswith("/cancel") for r in api.requests) < 5:
             assert time.monotonic() < end, "a job was left in the queue"
             time.sleep(0.05)
-
-
-def test_a_failing_neighbour_ends_no_job(engine, api):
-    engine.nodes.NODE_CLASS_MAPPINGS["TestFail"] = FailNode
-    before = set((engine.output / "video").glob("*.mp4"))
-    prompt = prompt_of(engine)
-    prompt["3"] = {"class_type": "TestFail", "inputs": {}}
-    outcome = engine.run(prompt)
-    assert "meant to fail" in outcome.error
-    end = time.monotonic() + 20
-    while not set((engine.output / "video").glob("*.mp4")) - before:
-        assert time.monotonic() < end, "the clip did not arrive"
-        time.sleep(0.05)
-    assert not any(r.path.endswith("/cancel") for r in api.requests)
-
-
-class FailNode:
-    """Fails a little after it began, beside others that wait."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "run"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}}
-
-    async def run(self):
-        await asyncio.sleep(1)
-        raise RuntimeError("meant to fail")
 
 
 def test_a_wired_list_is_refused_with_its_count(engine, api):
@@ -414,20 +319,6 @@ def test_stop_in_the_queue_is_seen_within_half_a_second_and_costs_nothing(engine
     cancel = next(r for r in api.requests if r.path.endswith("/cancel"))
     assert cancel.at - pressed[0] < 0.5
     assert "is cancelled: no charge" in outcome.texts[-1][1]
-
-
-def test_stop_while_rendering_keeps_collecting(engine, api):
-    api.plan(queue_s=0, run_s=2)
-    before = set((engine.output / "video").glob("*.mp4"))
-    stop_when(engine, api, lambda: any("/result" in r.path for r in api.requests))
-    outcome = engine.run(prompt_of(engine))
-    assert outcome.interrupted
-    assert "cannot be cancelled and is charged" in outcome.texts[-1][1]
-    end = time.monotonic() + 20
-    while not (new := set((engine.output / "video").glob("*.mp4")) - before):
-        assert time.monotonic() < end, "the clip did not arrive"
-        time.sleep(0.05)
-    assert next(iter(new)).stat().st_size > 1000
 
 
 def test_the_token_is_in_no_text_output_or_file(engine, api, caplog):
