@@ -23,7 +23,7 @@ def threads(name):
 
 @pytest.mark.parametrize("forget", [False, True], ids=["loaded twice", "reloaded"])
 def test_a_job_under_way_is_not_disturbed(engine, api, caplog, forget):
-    api.plan(queue_s=1)
+    api.plan(queue_s=2)
     prompt = prompt_of(engine, filename_prefix=f"under-way-{forget}/clip")
     with caplog.at_level("INFO"), ThreadPoolExecutor(1) as pool:
         running = pool.submit(engine.run, prompt)
@@ -40,7 +40,7 @@ def test_a_job_under_way_is_not_disturbed(engine, api, caplog, forget):
 
 
 def test_a_job_of_the_earlier_load_is_joined_and_saved_once(engine, api, caplog):
-    api.plan(queue_s=0, run_s=2)
+    api.plan(queue_s=0, run_s=3)
     prompt = prompt_of(engine, filename_prefix="earlier/clip")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(engine.run, prompt)
