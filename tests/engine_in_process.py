@@ -117,13 +117,23 @@ class Engine:
             return Outcome(refused=refused or {"prompt": {"errors": [error]}})
         executor = executor or self.executor()
         self._sent = []
-        executor.execute(prompt, prompt_id, {"client_id": "tests"}, targets)
+        queue, extra = self.server.prompt_queue, {"client_id": "tests"}
+        queue.put((0, prompt_id, prompt, extra, targets, {}))
+        _, item_id = queue.get()
+        executor.execute(prompt, prompt_id, extra, targets)
+        status = queue.ExecutionStatus("", executor.success, executor.status_messages)
+        queue.task_done(item_id, executor.history_result, status)
         return Outcome(
             events=list(executor.status_messages),
             outputs=asyncio.run(self._outputs(executor, prompt)),
             ui=executor.history_result["outputs"],
-            texts=[text for event in self._sent for text in progress_texts(*event)],
+            texts=self.texts,
         )
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """(node id, progress text) since the latest run began; some come after its end."""
+        return [text for event in self._sent for text in progress_texts(*event)]
 
     def stop(self) -> None:
         """What the Stop button does; from any thread, while a prompt runs."""

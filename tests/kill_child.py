@@ -55,13 +55,9 @@ def after(owner: Any, name: str, when: Callable[..., bool] = lambda *_, **__: Tr
     setattr(owner, name, dying)
 
 
-def advancing_to(state: str, **wanted: bool) -> Callable[..., bool]:
-    """Accepts calls of Ledger.advance to this state, with or without a path."""
-
-    def accepts(_: Any, __: int, to: Any, **values: Any) -> bool:
-        return to.value == state and all((key in values) == has for key, has in wanted.items())
-
-    return accepts
+def advancing_to(state: str) -> Callable[..., bool]:
+    """Accepts calls of Ledger.advance to this state."""
+    return lambda _, __, to, **values: to.value == state
 
 
 POINTS: dict[str, Callable[[], None]] = {
@@ -77,16 +73,12 @@ POINTS: dict[str, Callable[[], None]] = {
     "about to write the id": lambda: before(Ledger, "advance", advancing_to("in_queue")),
     "id written": lambda: after(Ledger, "advance", advancing_to("in_queue")),
     "rendering": lambda: after(Ledger, "advance", advancing_to("in_progress")),
-    "about to download": lambda: after(Ledger, "advance", advancing_to("downloading", path=False)),
+    "about to download": lambda: after(Ledger, "advance", advancing_to("downloading")),
     "half downloaded": lambda: before_second_piece(),
     "downloaded": lambda: after(collect, "download"),
     "copying the metadata": lambda: after(video, "_copy_streams"),
-    "about to write the name": lambda: before(
-        Ledger, "advance", advancing_to("downloading", path=True)
-    ),
-    "name written, file not renamed": lambda: after(
-        Ledger, "advance", advancing_to("downloading", path=True)
-    ),
+    "about to write the name": lambda: before(Ledger, "name_clip"),
+    "name written, file not renamed": lambda: after(Ledger, "name_clip"),
     "file renamed, end not written": lambda: after(collect, "_rename_to_new"),
     "end written": lambda: after(Ledger, "advance", advancing_to("completed")),
 }

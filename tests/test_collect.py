@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import threading
 import time
 
 import av
 import pytest
 from pack.nodes.core import collect, errors
+from pack.nodes.core.media import video
 from pack.nodes.core.states import JobState
 from raw_server import RawServer, read_request, reply
 from runner_case import (
@@ -17,7 +19,9 @@ from runner_case import (
     halfway,
     made_clip,
     make_order,
+    make_runner,
     packets,
+    row_of,
     run,
     scripted,
     until,
@@ -158,6 +162,31 @@ def test_a_name_that_was_taken_meanwhile_is_not_overwritten(runner, rehearsal, m
     clip = run(runner, rehearsal)
     assert clip.path != taken[0]
     assert taken[0].read_bytes() == b"somebody else's"
+
+
+def test_two_processes_that_have_the_clip_at_once_save_it_once(rehearsal, tmp_path, monkeypatch):
+    together, add_metadata = threading.Barrier(2), video.add_metadata
+
+    def both(part, **graph):
+        add_metadata(part, **graph)
+        together.wait(20)
+
+    monkeypatch.setattr(video, "add_metadata", both)
+    runners = [make_runner(tmp_path) for _ in range(2)]
+    jobs = [one.start(make_order(), connect(rehearsal)) for one in runners]
+    paths = {job.waiter().result(30).path for job in jobs}
+    assert list(tmp_path.glob("*.mp4")) == list(paths)
+
+
+def test_a_name_whose_file_never_comes_holds_nobody_up(runner, rehearsal, monkeypatch, tmp_path):
+    def named_elsewhere(*_, **__):
+        row = row_of(runner, rehearsal)
+        runner._ledger.name_clip(row.id, str(tmp_path / "gone.mp4"), "0" * 64, instead_of=None)
+
+    monkeypatch.setattr(video, "add_metadata", named_elsewhere)
+    clip = run(runner, rehearsal)
+    assert list(tmp_path.glob("*.mp4")) == [clip.path]
+    assert row_of(runner, rehearsal).path == str(clip.path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX only")

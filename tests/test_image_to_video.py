@@ -1,6 +1,5 @@
 """The node in the real engine, in this process: what goes in, what comes out, and Stop."""
 
-import asyncio
 import io
 import json
 import threading
@@ -236,34 +235,6 @@ class TensorNode:
         return (self.image.unsqueeze(0),)
 
 
-def test_a_sampler_beside_it_delays_nothing_at_runcomfy(engine, api):
-    """A synchronous node blocks the event loop; the job's own thread polls and downloads on."""
-    engine.nodes.NODE_CLASS_MAPPINGS["TestSleep"] = SleepNode
-    prompt = prompt_of(engine)
-    prompt["3"] = {"class_type": "TestSleep", "inputs": {"image": ["1", 0], "seconds": 20}}
-    prompt["4"] = {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}}
-    began = time.monotonic()
-    outcome = engine.run(prompt)
-    assert outcome.succeeded, outcome.error
-    fetched = next(r.at for r in api.requests if r.path.startswith("/files/"))
-    assert fetched - began < 15, "the clip was fetched while the sampler was at work"
-
-
-class SleepNode:
-    """Blocks ComfyUI's event loop, as a sampler does."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "run"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",), "seconds": ("INT", {"default": 1})}}
-
-    def run(self, image, seconds):
-        time.sleep(seconds)
-        return (image,)
-
-
 def test_stop_calls_off_every_node_of_the_graph(engine, api):
     """The quickest node ends the prompt, and ComfyUI cancels the others before they look."""
     for _ in range(3):
@@ -363,20 +334,6 @@ def test_stop_in_the_queue_is_seen_within_half_a_second_and_costs_nothing(engine
     cancel = next(r for r in api.requests if r.path.endswith("/cancel"))
     assert cancel.at - pressed[0] < 0.5
     assert "is cancelled: no charge" in outcome.texts[-1][1]
-
-
-def test_stop_while_rendering_keeps_collecting(engine, api):
-    api.plan(queue_s=0, run_s=2)
-    before = set((engine.output / "video").glob("*.mp4"))
-    stop_when(engine, api, lambda: any("/result" in r.path for r in api.requests))
-    outcome = engine.run(prompt_of(engine))
-    assert outcome.interrupted
-    assert "cannot be cancelled and is charged" in outcome.texts[-1][1]
-    end = time.monotonic() + 20
-    while not (new := set((engine.output / "video").glob("*.mp4")) - before):
-        assert time.monotonic() < end, "the clip did not arrive"
-        time.sleep(0.05)
-    assert next(iter(new)).stat().st_size > 1000
 
 
 def test_the_token_is_in_no_text_output_or_file(engine, api, caplog):

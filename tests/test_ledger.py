@@ -109,16 +109,21 @@ def test_a_submit_that_must_be_over_is_unknown_by_the_databases_clock(ledger):
     assert claim(ledger) == (found, False)
 
 
-def test_a_submit_whose_sender_died_is_unknown_at_once(ledger):
+def dead_owner():
+    """What a process that is gone called itself."""
     child = subprocess.run(
-        [sys.executable, "-c", "import owner; print(owner.me())"],
+        [sys.executable, "-c", "import owner; print(owner.new())"],
         cwd=Path(owner.__file__).parent,
         capture_output=True,
         text=True,
         check=True,
     )
+    return child.stdout.strip()
+
+
+def test_a_submit_whose_sender_died_is_unknown_at_once(ledger):
     row, _ = claim(ledger)
-    ledger.set(row.id, owner=child.stdout.strip())
+    ledger.set(row.id, owner=dead_owner())
     assert ledger.find(NEW.identity).state == JobState.UNKNOWN
 
 
@@ -205,8 +210,31 @@ def test_unfinished_jobs_are_those_runcomfy_has(ledger):
     claim(ledger, replace(NEW, identity="d" * 64))
     done = in_queue(ledger, identity="e" * 64)
     ledger.advance(done.id, JobState.CANCELLED)
-    assert [row.id for row in ledger.unfinished(NEW.origin)] == [first.id, second.id]
-    assert ledger.unfinished("https://elsewhere") == []
+    assert [row.id for row in ledger.take_over(NEW.origin, NEW.account)] == [first.id, second.id]
+    assert ledger.take_over("https://elsewhere", NEW.account) == []
+    assert ledger.take_over(NEW.origin, "another account") == []
+
+
+def test_unfinished_jobs_are_left_to_whoever_lives_and_go_to_one_heir(ledger, url):
+    row = in_queue(ledger)
+    loaded_anew = [Ledger(url), Ledger(url)]
+    assert [one.take_over(NEW.origin, NEW.account) for one in loaded_anew] == [[], []]
+    ledger.set(row.id, owner=dead_owner())
+    heirs = [one.take_over(NEW.origin, NEW.account) for one in loaded_anew]
+    assert [[one.id for one in rows] for rows in heirs] == [[row.id], []]
+    for one in loaded_anew:
+        one.close()
+
+
+def test_a_clip_is_named_by_one_of_those_who_saw_it_unnamed(ledger):
+    row = in_queue(ledger)
+    first, is_firsts = ledger.name_clip(row.id, "/out/1.mp4", "1" * 64, instead_of=None)
+    second, is_seconds = ledger.name_clip(row.id, "/out/1.mp4", "2" * 64, instead_of=None)
+    assert (is_firsts, is_seconds) == (True, False)
+    assert first == second == ledger.get(row.id)
+    assert (first.path, first.file_sha256) == ("/out/1.mp4", "1" * 64)
+    third, is_thirds = ledger.name_clip(row.id, "/out/2.mp4", "3" * 64, instead_of="/out/1.mp4")
+    assert is_thirds and third.path == "/out/2.mp4"
 
 
 def test_what_is_written_survives_reopening(url):
@@ -326,7 +354,7 @@ def test_what_was_gone_may_be_back(ledger):
 def test_an_unknown_job_with_an_id_is_unfinished(ledger):
     row, _ = claim(ledger)
     ledger.advance(row.id, JobState.UNKNOWN, request_id="r-7")
-    assert [one.request_id for one in ledger.unfinished(NEW.origin)] == ["r-7"]
+    assert [one.request_id for one in ledger.take_over(NEW.origin, NEW.account)] == ["r-7"]
 
 
 @pytest.mark.parametrize(

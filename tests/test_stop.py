@@ -82,6 +82,37 @@ def test_a_cancel_that_brings_no_answer_is_asked_for_again(tmp_path):
     server.close()
 
 
+def test_a_job_that_an_earlier_cancel_had_already_is_not_called_charged(runner, rehearsal):
+    """Two nodes share a job, or the answer to the first cancel was lost."""
+    rehearsal.plan(queue_s=30)
+    first = runner.start(make_order(), connect(rehearsal))
+    until(lambda: first.progress.state == JobState.IN_QUEUE)
+    second = runner.start(make_order(), connect(rehearsal))
+    until(lambda: second.follows is first)
+    said = [runner.stop(job).result(10) for job in (first, first, second)]
+    assert (
+        said[:2]
+        == ["Stopped. The job was still queued at RunComfy and is cancelled: no charge."] * 2
+    )
+    assert "charge" in said[2] and "is charged" not in said[2]
+
+
+def test_a_cancel_that_comes_second_asks_what_became_of_the_first(tmp_path):
+    def api(conn):
+        head = read_request(conn).split(b" ")[1]
+        if head.endswith(b"/cancel"):
+            conn.sendall(reply(202, {"outcome": "not_cancellable"}))
+        elif b"/result" in head:
+            conn.sendall(reply(200, {"status": "cancelled"}))
+        else:
+            conn.sendall(reply(200, {"status": "in_queue"}))
+
+    runner, job, server = scripted(tmp_path, api)
+    until(lambda: job.progress.state == JobState.IN_QUEUE)
+    assert "cancelled: no charge" in runner.stop(job).result(10)
+    server.close()
+
+
 def test_a_cancel_whose_outcome_is_unclear_is_not_called_free(tmp_path):
     unclear = answer(202, {"status": "in_queue", "outcome": "cancellation_requested"})
     runner, job, server = scripted(tmp_path, unclear)
