@@ -111,10 +111,6 @@ def when_prompt_ended(*, stopped: Callable[[], object], otherwise: Callable[[], 
     if context is None or queue is None:
         return
 
-    def tell_failure(ended: "Future[Clip]") -> None:
-        if (error := ended.exception()) is not None:
-            show(node_id, str(error))
-
     def look() -> None:
         end = time.monotonic() + HISTORY_S
         while time.monotonic() < end:

@@ -172,20 +172,6 @@ def engine(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Engine(engine_dir, tmp_path_factory.mktemp("engine"))
 
 
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A stand-in API that `engine`'s nodes talk to, with the canary as its token."""
-    from pack.nodes.rehearsal import RehearsalServer
-
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    with RehearsalServer(folder, token=CANARY_TOKEN, queue_s=0.3, run_s=0.4) as server:
-        monkeypatch.setenv("RUNCOMFY_API_BASE_URL", server.origin)
-        monkeypatch.setenv("RUNCOMFY_API_TOKEN", server.token)
-        monkeypatch.setenv("RUNCOMFY_POLL_SECONDS", "1")
-        yield server
-
-
 @dataclass(frozen=True)
 class ServerUnderTest:
     """A ComfyUI server process, its base directory, and the stand-in API it talks to."""

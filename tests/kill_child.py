@@ -79,7 +79,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "copying the metadata": lambda: after(video, "_copy_streams"),
     "about to write the name": lambda: before(Ledger, "name_clip"),
     "name written, file not renamed": lambda: after(Ledger, "name_clip"),
-    "file renamed, end not written": lambda: after(collect, "_rename_to_new"),
+    "file renamed, end not written": lambda: after(collect, "rename_to_new"),
     "end written": lambda: after(Ledger, "advance", advancing_to("completed")),
 }
 

@@ -1,5 +1,6 @@
 """The node in the real engine, in this process: what goes in, what comes out, and Stop."""
 
+import asyncio
 import io
 import json
 import threading

@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
-from graph_case import prompt_of
+from node_case import prompt_of
 from pack.nodes.rehearsal import Fault, FaultKind
 from runner_case import quick, until
 

@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from graph_case import prompt_of
+from node_case import prompt_of
 from runner_case import until
 
 

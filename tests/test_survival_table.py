@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
-from graph_case import SEEDS, prompt_of
+from node_case import SEEDS, prompt_of
 from pack.nodes.rehearsal import Fault, FaultKind
 from pack.nodes.rehearsal.api import Api
 from runner_case import quick, until
@@ -19,7 +19,7 @@ from runner_case import quick, until
 SUBMIT = Api._submit
 STATES = ("submitting", "in_queue", "in_progress", "downloading")
 LONG_S = 60.0
-GOES_ON = "Ended by another node. The job goes on at RunComfy, its clip is saved."
+GOES_ON = "Ended by another node. What was sent goes on at RunComfy."
 CANCELLED = "Stopped. The job was still queued at RunComfy and is cancelled: no charge."
 CHARGED = "Stopped. Kling was already rendering: that cannot be cancelled and is charged"
 MADE = "Stopped. The clip was already made (about $0.38) and is being saved"
@@ -104,7 +104,8 @@ class Stage:
 
     def submits(self):
         """How often the stand-in was asked for a job, granted or not."""
-        return sum(one.path.startswith("/v1/models/") for one in self.api.requests)
+        posts = (one for one in self.api.requests if one.method == "POST")
+        return sum(one.path.startswith("/v1/models/") for one in posts)
 
     def seen(self, ending):
         """The addresses with this ending that were asked for."""
@@ -259,7 +260,7 @@ def test_stop(engine, stage, api, gate, state, nodes):
 
 def test_stop_that_is_answered_after_the_node_has_ended(engine, stage, gate, monkeypatch):
     """The node does not wait for ever, and still says the end of it."""
-    monkeypatch.setattr(engine.module("nodes.comfy_bridge"), "STOP_S", 0.3)
+    monkeypatch.setattr(engine.module("nodes.waiting"), "STOP_S", 0.3)
     graph = stage()
     graph.pace("submitting")
     graph.begin("submitting")

@@ -143,7 +143,6 @@ class Job:
         self.notes: list[str] = []
         self.connection = connection
         self.follows: Job | None = None
-        self.stopping: Future[str] | None = None
         self.unwritten: list[tuple[JobState, dict[str, Any]]] = []
         self.stop_requested = threading.Event()
         self.wake = threading.Event()

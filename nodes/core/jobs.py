@@ -138,15 +138,9 @@ class JobRunner:
         """Call a job off as far as that is possible; what is not goes on and is collected.
 
         Returns:
-            A future with the sentence that says what became of the job and of its price; the same
-            one when the job is stopped again. It may take ``CANCEL_S`` seconds, longer while the
-            submit is still under way.
+            A future with the sentence that says what became of the job and of its price. It may
+            take ``CANCEL_S`` seconds, longer while the submit is still under way.
         """
-        said: Future[str] = Future()
-        with self._lock:
-            if job.stopping is not None:
-                return job.stopping
-            job.stopping = said
         for one in (job, job.follows):
             if one is not None:
                 one.stopped = one.stopped or self._clock()
