@@ -18,6 +18,7 @@ from .backoff import Backoff
 from .transport import Transport
 
 CANCEL_S = 5.0
+PRICE_S = 5.0  # there is the price table, too
 NEW_REQUEST_GRACE_S = 30.0  # a request may not be readable in the first moments after its submit
 MISSING_S = 20.0  # a 404 may be a gateway's; for so long it is RunComfy's word
 MAX_ODD_ANSWERS = 20  # unknown states, or "completed" without a clip, in a row
@@ -131,7 +132,7 @@ class RunComfyClient:
 
     def price(self, model_id: str) -> Price | None:
         """The catalog's base price, or None where the catalog names none."""
-        body = self._transport.get(f"/v1/models/{model_id}").body
+        body = self._transport.get(f"/v1/models/{model_id}", timeout_s=PRICE_S).body
         base = _number(body.get("base_price_usd"))
         if base is None:
             return None

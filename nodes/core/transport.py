@@ -36,6 +36,7 @@ DOWNLOAD_READ_S = 60.0
 MAX_ANSWER_BYTES = 96 << 20  # an answer may echo a request with its pictures
 DOWNLOAD_DOMAINS = ("runcomfy.net", "runcomfy.com")
 PIECE_BYTES = 64 << 10
+POOL = 64
 # stricter than any parser: two parsers may read a sloppy address differently
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?/[\x21-\x5b\x5d-\x7e]*")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -64,6 +65,9 @@ class Session(requests.Session):
     def __init__(self, origin: str) -> None:
         super().__init__()
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        # more would be thrown away with a warning each; jobs of one run poll over one session
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=POOL))
         self.headers["User-Agent"] = "runcomfy-kling"
         self.headers["Accept-Encoding"] = "identity"  # what was cut can still be read
         # a proxy could not reach this machine, and would see the token of a plain http request
