@@ -5,8 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import comfy_bridge
-from .core.errors import InputError
-from .kling_inputs import kling_inputs, orders, typed_faults
+from .kling_inputs import check_typed, kling_inputs, orders
 from .kling_outputs import clip_outputs, clip_values
 from .waiting import run_jobs
 
@@ -32,14 +31,8 @@ class RunComfyKlingImageToVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **values: Any) -> bool:
-        """Refuse what is typed wrong when the graph is queued.
-
-        Raised, not returned: ComfyUI repeats a returned text once for every input of the node.
-        """
-        found = typed_faults(values)
-        if found:
-            raise InputError("\n".join(found))
-        return True
+        """Refuse what is typed wrong when the graph is queued."""
+        return check_typed(values)
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> list[str]:

@@ -143,12 +143,16 @@ def filename_prefix_input() -> io.Input:
     )
 
 
-def typed_faults(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values that are known when a graph is queued.
+def check_typed(values: Mapping[str, Any]) -> bool:
+    """Refuse what is typed wrong when a graph is queued; True if nothing is.
 
     Args:
         values: As ComfyUI gives them to ``validate_inputs`` of a node that takes lists: each a
             list, ``(None,)`` for what is linked, absent for a socket that nothing is wired to.
+
+    Raises:
+        InputError: With every fault. Raised, not returned: ComfyUI repeats a returned text once for
+            every input of the node.
     """
     known = _one(_flat(values), 0)
     shots = _shots(known)
@@ -171,7 +175,9 @@ def typed_faults(values: Mapping[str, Any]) -> list[str]:
         texts = {"The prompt": known.get("prompt")}
         texts |= {f"Shot {n}": shot.prompt for n, shot in enumerate(shots, 1)}
         found += mention_faults({name: text or "" for name, text in texts.items()}, 0)
-    return found
+    if found:
+        raise InputError("\n".join(found))
+    return True
 
 
 def orders(values: Mapping[str, Any], hidden: Any) -> list[Order]:

@@ -5,8 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import comfy_bridge
-from .core.errors import InputError
-from .kling_inputs import kling_inputs, orders, typed_faults
+from .kling_inputs import check_typed, kling_inputs, orders
 from .waiting import submit_jobs
 
 
@@ -37,11 +36,8 @@ class RunComfyKlingSubmit(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **values: Any) -> bool:
-        """Refuse what is typed wrong when the graph is queued; raised so that it is said once."""
-        found = typed_faults(values)
-        if found:
-            raise InputError("\n".join(found))
-        return True
+        """Refuse what is typed wrong when the graph is queued."""
+        return check_typed(values)
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> list[str]:
