@@ -24,7 +24,7 @@ test: ## all checks and tests
 	$(RUN) ruff format --check
 	$(RUN) ruff check --isolated --extend-exclude .engine --select S102,S307,E702
 	$(RUN) mypy --strict nodes/core
-	$(RUN) pytest --cov=nodes --cov-report=term
+	$(RUN) pytest -n auto --maxprocesses 4 --dist loadfile --cov=nodes --cov-report=term
 
 comfy: setup ## ComfyUI with this pack in the browser, at PORT (8188), rehearsed unless LIVE=1
 	@$(BIN)/python dev/serve.py

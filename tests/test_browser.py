@@ -108,7 +108,7 @@ def test_the_examples_open_with_every_value_and_link_in_its_place(
         page.open(workflow)
         prompt = to_prompt(workflow, known)
         inputs = page.inputs()
-        assert list(inputs) == list(prompt)
+        assert set(inputs) == set(prompt), name
         for key, node in prompt.items():  # older frontends send what a preview shows, too
             assert inputs[key].items() >= node["inputs"].items(), name
     assert page.failed == []
