@@ -80,7 +80,11 @@ class JobRunner:
         Nothing is sent. The clips get the names that their graphs asked for.
         """
         transport, resumed = connection.transport, []
+        # in this process the pack may have been loaded before: its modules are gone, not its jobs
+        watched = {thread.name for thread in threading.enumerate()}
         for row in self._ledger.take_over(transport.origin, transport.account):
+            if _thread_name(row.request_id) in watched:
+                continue
             job = Job(row.price_usd, connection, self._clock)
             with self._lock:
                 if self._live.setdefault(row.id, job) is not job:
@@ -90,7 +94,7 @@ class JobRunner:
 
     def _begin(self, job: Job, make: Callable[[], Clip]) -> Job:
         threading.Thread(
-            target=self._run, args=(job, make), name="runcomfy-job", daemon=True
+            target=self._run, args=(job, make), name=_thread_name(), daemon=True
         ).start()
         return job
 
@@ -254,6 +258,7 @@ class JobRunner:
             self._collector.record(job, row, JobState.FAILED, error=str(error))
             raise
         job.update(request_id=request_id)
+        threading.current_thread().name = _thread_name(request_id)
         self._collector.record(job, row, JobState.IN_QUEUE, request_id=request_id)
         log.info("job sent: request %s", request_id)
         return request_id
@@ -287,6 +292,7 @@ class JobRunner:
                 job.follows = live
                 return _again(live.waiter().result(), JOINED)
             if row.state != JobState.SUBMITTING:
+                threading.current_thread().name = _thread_name(row.request_id)
                 break
             if job.stop_requested.is_set():
                 raise errors.JobCancelled(
@@ -334,6 +340,11 @@ class JobRunner:
     def _pause(self, job: Job, seconds: float) -> None:
         self._wait(job.wake, seconds)
         job.wake.clear()
+
+
+def _thread_name(request_id: str | None = None) -> str:
+    """The name of a job's thread, by which the pack, when loaded anew, sees what is watched."""
+    return f"runcomfy-job {request_id}" if request_id else "runcomfy-job"
 
 
 def _sent_before(row: Row) -> errors.SubmitUnknown:

@@ -107,7 +107,6 @@ class Ledger:
             raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
         if self._engine.dialect.name == "sqlite":
             tune_sqlite(self._engine)
-        self._owner = owner.new()
         self._is_open = False
         self._file: tuple[int, int] | None = None
         self._opening = threading.Lock()
@@ -145,7 +144,7 @@ class Ledger:
             inserted = conn.execute(
                 sa.insert(jobs).values(
                     state=JobState.SUBMITTING.value,
-                    owner=self._owner,
+                    owner=owner.me(),
                     created_at=NOW,
                     changed_at=NOW,
                     post_over_at=NOW + post_limit_s + POST_MARGIN_S,
@@ -220,12 +219,11 @@ class Ledger:
         self.set(row_id, collected_at=NOW)
 
     def take_over(self, origin: str, account: str) -> list[Row]:
-        """Own this account's unfinished jobs that nobody else watches; oldest first.
+        """This account's unfinished jobs of this process and of dead ones, ours from now on.
 
-        Unfinished is what RunComfy may have and what has no clip yet. What another living owner has
-        is left to it.
+        Unfinished is what RunComfy may have and what has no clip yet. Oldest first.
         """
-        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
+        me, states = owner.me(), (*AT_RUNCOMFY, JobState.UNKNOWN)
         query = (
             sa.select(jobs)
             .where(
@@ -240,10 +238,10 @@ class Ledger:
         with self._transaction("written") as conn:
             _age(conn)
             rows = [_row(found) for found in conn.execute(query)]
-            ours = [row for row in rows if row.owner == self._owner or owner.is_dead(row.owner)]
+            ours = [row for row in rows if row.owner == me or owner.is_dead(row.owner)]
             for row in ours:
-                conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=self._owner))
-            return [replace(row, owner=self._owner) for row in ours]
+                conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=me))
+            return [replace(row, owner=me) for row in ours]
 
     # -- reading --
 
