@@ -136,7 +136,7 @@ def main() -> int:
         except errors.RunComfyError as error:
             print(type(error).__name__, error)
     for thread in threading.enumerate():  # its last lines, after the waiter was told
-        if thread.name == "runcomfy-job":
+        if thread.name.startswith("runcomfy-job"):
             thread.join(10)
     return 0
 

@@ -112,7 +112,7 @@ def test_a_submit_that_must_be_over_is_unknown_by_the_databases_clock(ledger):
 def dead_owner():
     """What a process that is gone called itself."""
     child = subprocess.run(
-        [sys.executable, "-c", "import owner; print(owner.new())"],
+        [sys.executable, "-c", "import owner; print(owner.me())"],
         cwd=Path(owner.__file__).parent,
         capture_output=True,
         text=True,
@@ -215,15 +215,36 @@ def test_unfinished_jobs_are_those_runcomfy_has(ledger):
     assert ledger.take_over(NEW.origin, "another account") == []
 
 
-def test_unfinished_jobs_are_left_to_whoever_lives_and_go_to_one_heir(ledger, url):
+def test_unfinished_jobs_are_left_to_whoever_lives_and_go_to_one_heir(ledger):
     row = in_queue(ledger)
-    loaded_anew = [Ledger(url), Ledger(url)]
-    assert [one.take_over(NEW.origin, NEW.account) for one in loaded_anew] == [[], []]
-    ledger.set(row.id, owner=dead_owner())
-    heirs = [one.take_over(NEW.origin, NEW.account) for one in loaded_anew]
-    assert [[one.id for one in rows] for rows in heirs] == [[row.id], []]
-    for one in loaded_anew:
-        one.close()
+    script = "import owner, sys; print(owner.me(), flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(owner.__file__).parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        ledger.set(row.id, owner=other.stdout.readline().strip())
+        assert ledger.take_over(NEW.origin, NEW.account) == []
+        other.communicate()
+    (taken,) = ledger.take_over(NEW.origin, NEW.account)
+    assert taken == ledger.get(row.id)
+    assert taken.owner == owner.me()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a program cannot be replaced")
+def test_a_comfyui_that_starts_itself_anew_is_not_taken_for_the_one_before():
+    last = "import owner, sys; print(owner.is_dead(sys.argv[1]), owner.is_dead(owner.me()))"
+    first = "import os, owner, sys; os.execv(sys.argv[1], [*sys.argv[1:], owner.me()])"
+    done = subprocess.run(
+        [sys.executable, "-c", first, sys.executable, "-c", last],
+        cwd=Path(owner.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_a_clip_is_named_by_one_of_those_who_saw_it_unnamed(ledger):

@@ -18,7 +18,7 @@ def load_again(engine, forget):
 
 
 def threads(name):
-    return [thread for thread in threading.enumerate() if thread.name == name]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["loaded twice", "reloaded"])

@@ -123,7 +123,7 @@ class Stage:
     def saved(self, count):
         """Wait for so many clips, and for the end of all jobs."""
         until(lambda: len(list(self.folder.glob("*.mp4"))) >= count, 20)
-        until(lambda: not any(thread.name == "runcomfy-job" for thread in threading.enumerate()))
+        until(lambda: not any(one.name.startswith("runcomfy-job") for one in threading.enumerate()))
 
     def ran(self):
         """What it has come to by now."""

@@ -100,7 +100,11 @@ class JobRunner:
         Nothing is sent. The clips get the names that their graphs asked for.
         """
         transport, resumed = connection.transport, []
+        # in this process the pack may have been loaded before: its modules are gone, not its jobs
+        watched = {thread.name for thread in threading.enumerate()}
         for row in self._ledger.take_over(transport.origin, transport.account):
+            if _thread_name(row.request_id) in watched:
+                continue
             job = Job(row.price_usd, connection, self._clock)
             if self._live.enter(row.id, job) is job:
                 self._begin(job, partial(self._attacher.attach, job, row))

@@ -59,7 +59,6 @@ class Ledger:
             raise LedgerError(f"The ledger {self._name} is neither SQLite nor PostgreSQL.")
         if self._engine.dialect.name == "sqlite":
             tune_sqlite(self._engine)
-        self._owner = owner.new()
         self._is_open = False
         self._file: tuple[int, int] | None = None
         self._opening = threading.Lock()
@@ -169,12 +168,12 @@ class Ledger:
         self.set(row_id, collected_at=NOW)
 
     def take_over(self, origin: str, account: str) -> list[Row]:
-        """Own this account's unfinished jobs that nobody else watches; oldest first.
+        """This account's unfinished jobs of this process and of dead ones, ours from now on.
 
         Unfinished is what RunComfy may have and what has no clip yet. What another owner has that
         may be alive is left to it.
         """
-        states = (*AT_RUNCOMFY, JobState.UNKNOWN)
+        me, states = owner.me(), (*AT_RUNCOMFY, JobState.UNKNOWN)
         query = (
             sa.select(jobs)
             .where(
@@ -196,8 +195,8 @@ class Ledger:
                 if row.owner == self._owner or not owner.is_elsewhere(row.owner, is_shared)
             ]
             for row in ours:
-                conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=self._owner))
-            return [replace(row, owner=self._owner) for row in ours]
+                conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=me))
+            return [replace(row, owner=me) for row in ours]
 
     # -- reading --
 

@@ -6,32 +6,31 @@ A job whose owner lives is not picked up by another.
 
 import os
 import platform
-import secrets
+import threading
 from functools import cache
 from pathlib import Path
 
 import psutil
 
 
-def new() -> str:
-    """A name of its own in this process: machine, process id, when it started, and some letters.
-
-    A process has several when the pack is loaded anew while the jobs of the earlier load go on.
-    """
-    return f"{_name(os.getpid())} {secrets.token_hex(4)}"
+def me() -> str:
+    """This process: machine, process id, when it started, and which program runs in it."""
+    return f"{_name(os.getpid())} {_program()}"
 
 
 def is_dead(owner: str) -> bool:
     """True if that process surely lives no more; False for one of another machine."""
-    machine, pid, started = (*owner.split(" "), "", "")[:3]
+    machine, pid, started, program = (*owner.split(" "), "", "", "", "")[:4]
     if machine != _machine() or not pid.isdigit():
         return False
     try:
-        return _started(int(pid)) != started
+        if _started(int(pid)) != started:
+            return True
     except (psutil.NoSuchProcess, FileNotFoundError):
         return True
     except (psutil.Error, OSError):
         return False
+    return int(pid) == os.getpid() and program not in ("", _program())
 
 
 def is_elsewhere(owner: str, is_shared: bool) -> bool:
@@ -49,6 +48,14 @@ def is_elsewhere(owner: str, is_shared: bool) -> bool:
 @cache
 def _name(pid: int) -> str:
     return f"{_machine()} {pid} {_started(pid)}"
+
+
+def _program() -> str:
+    """A ComfyUI that starts itself anew replaces its program and keeps its id and start.
+
+    The main thread is elsewhere in memory then. The pack loaded anew has the same one.
+    """
+    return str(threading.main_thread().ident)
 
 
 @cache
