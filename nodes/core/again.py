@@ -4,6 +4,7 @@ Nothing in here sends a job.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from . import errors
 from .client import NEW_REQUEST_GRACE_S
 from .collect import Collector
-from .job import Clip, Job
+from .job import Clip, Job, thread_name
 from .ledger import Ledger
 from .live import Live
 from .places import Places
@@ -100,6 +101,7 @@ class Attacher:
                 row = self._ledger.get(row.id)
                 continue
             if row.state != JobState.SUBMITTING:
+                threading.current_thread().name = thread_name(row.request_id)
                 break
             if job.stop_requested.is_set():
                 raise errors.JobCancelled(

@@ -207,6 +207,11 @@ class Job:
             _settle(future, outcome)
 
 
+def thread_name(request_id: str | None = None) -> str:
+    """The name of a job's thread, by which the pack, when loaded anew, sees what is watched."""
+    return f"runcomfy-job {request_id}" if request_id else "runcomfy-job"
+
+
 def _settle(future: "Future[Clip]", outcome: Clip | errors.RunComfyError) -> None:
     with suppress(InvalidStateError):  # its waiter has given up
         if isinstance(outcome, Clip):

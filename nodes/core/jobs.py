@@ -24,7 +24,7 @@ from . import errors, stop
 from .again import Attacher, StoppedBefore
 from .collect import Collector
 from .draft import Draft, draft_all
-from .job import Clip, Connection, Job, Order
+from .job import Clip, Connection, Job, Order, thread_name
 from .ledger import Ledger
 from .live import Live
 from .places import Places
@@ -103,7 +103,7 @@ class JobRunner:
         # in this process the pack may have been loaded before: its modules are gone, not its jobs
         watched = {thread.name for thread in threading.enumerate()}
         for row in self._ledger.take_over(transport.origin, transport.account):
-            if _thread_name(row.request_id) in watched:
+            if thread_name(row.request_id) in watched:
                 continue
             job = Job(row.price_usd, connection, self._clock)
             if self._live.enter(row.id, job) is job:
@@ -165,7 +165,7 @@ class JobRunner:
             log.warning("%s", error)
 
     def _begin(self, job: Job, make: Callable[[], Clip]) -> None:
-        _thread("runcomfy-job", lambda: self._run(job, make))
+        _thread(thread_name(), lambda: self._run(job, make))
 
     def _start(self, jobs: list[Job], orders: list[Order], connection: Connection) -> None:
         try:

@@ -94,14 +94,14 @@ class Ledger:
             if budget_usd is not None:
                 budget.check(conn, new.origin, new.price_usd, budget_usd)
             post_over_at = NOW + post_limit_s + POST_MARGIN_S
-            values = {"owner": self._owner, "post_over_at": post_over_at}
+            values = {"owner": owner.me(), "post_over_at": post_over_at}
             return _insert(conn, new, JobState.SUBMITTING, **values), True
 
     def adopt(self, new: NewJob, request_id: str) -> Row:
         """Write a job that was sent elsewhere, or find what is here of the same identity."""
         with self._transaction("written") as conn:
             found = _find_for_insert(conn, new.identity)
-            values = {"owner": self._owner, "request_id": request_id, "post_over_at": NOW}
+            values = {"owner": owner.me(), "request_id": request_id, "post_over_at": NOW}
             return found or _insert(conn, new, JobState.IN_QUEUE, **values)
 
     def advance(self, row_id: int, state: JobState, **values: Any) -> Row:
@@ -189,11 +189,7 @@ class Ledger:
         with self._transaction("written") as conn:
             _age(conn)
             rows = [row_of(found) for found in conn.execute(query)]
-            ours = [
-                row
-                for row in rows
-                if row.owner == self._owner or not owner.is_elsewhere(row.owner, is_shared)
-            ]
+            ours = [row for row in rows if not owner.is_elsewhere(row.owner, is_shared)]
             for row in ours:
                 conn.execute(sa.update(jobs).where(jobs.c.id == row.id).values(owner=me))
             return [replace(row, owner=me) for row in ours]

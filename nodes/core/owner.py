@@ -41,7 +41,7 @@ def is_elsewhere(owner: str, is_shared: bool) -> bool:
     """
     machine = owner.split(" ")[0]
     if machine == _machine():
-        return not is_dead(owner)
+        return owner != me() and not is_dead(owner)
     return is_shared and machine.split("/")[0] != _machine().split("/")[0]
 
 

@@ -5,6 +5,7 @@ sent again.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from .client import RunComfyClient
 from .collect import Collector
 from .draft import Draft
 from .elements import VideoFile, as_urls, named_pictures
-from .job import Job, Order
+from .job import Job, Order, thread_name
 from .kling import IMAGE_MAX_BYTES
 from .ledger import Ledger
 from .live import Live
@@ -174,6 +175,7 @@ class Sender:
             self._collector.record(job, row, JobState.FAILED, error=str(error))
             raise
         job.update(request_id=request_id)
+        threading.current_thread().name = thread_name(request_id)
         self._collector.record(job, row, JobState.IN_QUEUE, request_id=request_id)
         log.info("job sent: request %s", request_id)
         return request_id
