@@ -19,7 +19,7 @@ LAYERS = [
     {"core.collect", "core.stop"},
     {"core.jobs"},
     {"comfy_bridge", "kling_inputs"},
-    {"kling_image_to_video", "routes"},
+    {"kling_image_to_video", "routes", "video_frames"},
     {"extension"},
 ]
 ALLOWED_BESIDE: set[tuple[str, str]] = set()
@@ -27,7 +27,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # What is heavy or talks to the world, and the only units that may import it.
 OWNERS = {
-    "psutil": {"core.owner"},
+    "psutil": {"core.owner", "core.media"},
     "sqlalchemy": {"core.ledger", "core.ledger_schema"},
     "torch": {"core.media"},
     "numpy": {"core.media", "rehearsal"},
