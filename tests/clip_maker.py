@@ -23,9 +23,9 @@ def picture(number: int, width: int, height: int) -> np.ndarray:
 
 
 def tone(seconds: float, channels: int, rate: int = 44100) -> np.ndarray:
-    """``[channels, samples]``, each channel a pitch of its own, louder as time goes."""
+    """``[channels, samples]``, each a pitch of its own, low enough for any, louder as time goes."""
     time = np.arange(round(seconds * rate)) / rate
-    waves = [np.sin(2 * np.pi * 220 * (n + 1) * time) * time / seconds for n in range(channels)]
+    waves = [np.sin(2 * np.pi * 30 * (n + 1) * time) * time / seconds for n in range(channels)]
     return np.stack(waves).astype(np.float32)
 
 

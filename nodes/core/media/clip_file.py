@@ -91,8 +91,8 @@ class Take:
     origin_pts: int
     step: Fraction | None
     fps: float
-    start_s: float
-    end_s: float | None
+    start_s: Fraction
+    end_s: Fraction | None
     notes: tuple[str, ...]
 
 
@@ -128,14 +128,16 @@ def find(clip: ClipFile, selection: Selection) -> Take:
     cut_off = bool(selection.max_frames) and behind < len(chosen)
     span = chosen[: behind + 1] if cut_off else chosen
     fps, notes = rate, []
-    uneven = _is_uneven(span, unit)
-    if fps is None or (uneven and len(span) < len(times)):
+    if fps is None or (len(span) < len(times) and _is_uneven(times, unit)):
         fps = 1 / ((_mean_step(span) or _mean_step(times) or 1 / unit) * unit)
-    if uneven:
+    if _is_uneven(span, unit):
         notes.append(
             f"The frames are not evenly spaced in time; fps {float(fps / selection.every_nth):.3f} "
             "is their average."
         )
+    end_s = Fraction(clip.start_s + clip.duration_s) if clip.duration_s else None
+    if cut_off:
+        end_s = chosen[behind] * unit
     return Take(
         count=len(taken),
         first_pts=taken[0],
@@ -144,10 +146,8 @@ def find(clip: ClipFile, selection: Selection) -> Take:
         origin_pts=times[0],
         step=step,
         fps=float(fps / selection.every_nth),
-        start_s=float(taken[0] * unit),
-        end_s=float(chosen[behind] * unit)
-        if cut_off
-        else (clip.start_s + clip.duration_s if clip.duration_s else None),
+        start_s=taken[0] * unit,
+        end_s=end_s,
         notes=tuple(notes),
     )
 

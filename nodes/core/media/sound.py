@@ -1,6 +1,7 @@
 """A clip's sound, cut to the time of its frames."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 
 import av
@@ -9,8 +10,8 @@ import torch
 
 from .clip_file import ClipFile, decode
 
-WARM_UP_S = 1.0  # AAC needs the packets before the first one to be heard
-SEEK_FROM_S = 5.0  # below that, reading from the start costs no more than seeking
+WARM_UP_S = 1  # AAC needs the packets before the first one to be heard
+SEEK_FROM_S = 5  # below that, reading from the start costs no more than seeking
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Sound:
         return Sound(self.waveform[:, :, start:end], self.sample_rate)
 
 
-def read(clip: ClipFile, start_s: float, end_s: float | None) -> Sound | None:
+def read(clip: ClipFile, start_s: Fraction, end_s: Fraction | None) -> Sound | None:
     """The sound from ``start_s`` to ``end_s`` of the file's own time; None to its end.
 
     Where it starts later than that, silence comes first, so that it stays with the pictures.
@@ -38,15 +39,15 @@ def read(clip: ClipFile, start_s: float, end_s: float | None) -> Sound | None:
         if stream is None:
             return None
         if start_s > SEEK_FROM_S:
-            container.seek(int((start_s - WARM_UP_S) / stream.time_base), stream=stream)
+            container.seek(round((start_s - WARM_UP_S) / stream.time_base), stream=stream)
         rate, samples, wanted = 0, 0, None
         resample = av.AudioResampler(format="fltp").resample
         for frame in chain.from_iterable(map(resample, decode(container, stream))):
             data = frame.to_ndarray()
             rate = rate or int(frame.sample_rate)
             if not pieces:
-                at_s = float(frame.pts * frame.time_base) if frame.pts is not None else 0.0
-                skipped = int((start_s - at_s) * rate)
+                at_s = frame.pts * frame.time_base if frame.pts is not None else 0
+                skipped = round((start_s - at_s) * rate)
                 if skipped >= frame.samples:
                     continue
                 wanted = None if end_s is None else round((end_s - start_s) * rate)
