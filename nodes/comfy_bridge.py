@@ -5,19 +5,22 @@ texts. What is above knows only the public node API, what is below knows no Comf
 """
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import folder_paths
 from comfy import model_management
 from comfy.cli_args import args
+from comfy.utils import ProgressBar
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
@@ -36,11 +39,15 @@ LEDGER_NAME = "ledger.db"
 
 log = logging.getLogger("runcomfy")
 
+Tick = Callable[[int, int], None]
+Decoded = TypeVar("Decoded")
+
 
 class _Shared:
     """What all nodes of this process share, made when the first of them needs it."""
 
     lock = threading.Lock()
+    decoding = threading.Lock()
     rehearsal: RehearsalServer | None = None
     runners: dict[str, JobRunner] = {}
     handed_out: set[Path] = set()
@@ -195,6 +202,60 @@ def place_in_output(path: Path) -> tuple[str, str] | None:
     except ValueError:
         return None
     return path.name, folder.as_posix() if folder.parts else ""
+
+
+def is_output_wired(slot: int) -> bool:
+    """Whether the node that runs, or is asked for its fingerprint, has that output wired.
+
+    ComfyUI tells a node only of its inputs; the running prompt knows. True where it cannot be told,
+    as inside of loops.
+    """
+    context, queue = get_executing_context(), PromptServer.instance.prompt_queue
+    if context is None or queue is None:
+        return True
+    for _, prompt_id, prompt, *_ in queue.get_current_queue_volatile()[0]:
+        if prompt_id == context.prompt_id and context.node_id in prompt:
+            link = [context.node_id, slot]
+            inputs = (value for node in prompt.values() for value in node["inputs"].values())
+            return any(list(value) == link for value in inputs if isinstance(value, list | tuple))
+    return True
+
+
+async def decode(work: Callable[[Tick], Decoded]) -> Decoded:
+    """Run work that takes all cores and much memory in a thread, one at a time in this process.
+
+    Args:
+        work: Given a ``tick(done, total)`` to call often: it moves the node's bar, and ends the
+            work by ComfyUI's own interrupt when the user pressed Stop or a neighbour failed.
+    """
+    future: Future[Decoded] = Future()
+    ended = threading.Event()
+    bar = ProgressBar(1)
+
+    def tick(done: int, total: int) -> None:
+        if ended.is_set() or model_management.processing_interrupted():
+            raise model_management.InterruptProcessingException()
+        bar.update_absolute(done, total)
+
+    def run() -> None:
+        try:
+            if future.set_running_or_notify_cancel():
+                future.set_result(context.run(work, tick))
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            future.set_exception(error)
+        finally:
+            _Shared.decoding.release()
+
+    while not _Shared.decoding.acquire(blocking=False):
+        await asyncio.sleep(LOOK_S)
+        if model_management.processing_interrupted():
+            raise model_management.InterruptProcessingException()
+    context = contextvars.copy_context()
+    threading.Thread(target=run, name="runcomfy-decode", daemon=True).start()
+    try:
+        return await asyncio.wrap_future(future)
+    finally:
+        ended.set()
 
 
 class OutputPlaces:

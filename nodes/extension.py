@@ -10,8 +10,9 @@ class RunComfyKlingExtension(ComfyExtension):
         """The node classes, in the order of the menu."""
         # here, not above: importing the pack itself stays light
         from .kling_image_to_video import RunComfyKlingImageToVideo
+        from .video_frames import RunComfyVideoFrames
 
-        return [RunComfyKlingImageToVideo]
+        return [RunComfyKlingImageToVideo, RunComfyVideoFrames]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
