@@ -12,6 +12,7 @@ from typing import Any
 Json = dict[str, Any]
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+CHANGING_COMBO = "COMFY_DYNAMICCOMBO_V3"
 NOTES = {"Note", "MarkdownNote"}
 MODE_MUTED, MODE_BYPASSED = 2, 4
 
@@ -64,7 +65,18 @@ def widget_inputs(node: Json, info: Json) -> Json:
             f"and the server's node has {len(names)} widgets"
         )
     pairs = zip(names, values, strict=True)
-    return {name: value for name, value in pairs if name not in (None, UPLOAD_BUTTON)}
+    inputs = {name: value for name, value in pairs if name not in (None, UPLOAD_BUTTON)}
+    refuse_inner_widgets(node["type"], info, inputs)
+    return inputs
+
+
+def refuse_inner_widgets(node_type: str, info: Json, inputs: Json) -> None:
+    """A combo with inputs of its own for each choice is understood while the choice has none."""
+    for name, (kind, *rest) in (info["input"].get("required") or {}).items():
+        options = rest[0].get("options", []) if rest and kind == CHANGING_COMBO else []
+        plain = [one["key"] for one in options if not any(one["inputs"].values())]
+        if kind == CHANGING_COMBO and inputs.get(name) not in plain:
+            raise WorkflowError(f"{node_type}.{name} is a dynamic input with more inputs inside")
 
 
 UPLOAD_BUTTON = "upload"
@@ -78,9 +90,9 @@ def widget_slots(node_type: str, info: Json) -> list[str | None]:
         specs = info["input"].get(group, {})
         for name in info["input_order"].get(group, []):
             kind, options = specs[name][0], (specs[name][1:] or [{}])[0]
-            if isinstance(kind, str) and kind.startswith("COMFY_"):
+            if isinstance(kind, str) and kind.startswith("COMFY_") and kind != CHANGING_COMBO:
                 raise WorkflowError(f"{node_type}.{name} is a dynamic input ({kind})")
-            is_widget = isinstance(kind, list) or kind in WIDGET_TYPES
+            is_widget = isinstance(kind, list) or kind in {*WIDGET_TYPES, CHANGING_COMBO}
             if not is_widget or options.get("forceInput"):
                 continue
             slots.append(name)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NODE = "RunComfyKlingImageToVideo"
 WORKFLOW = json.loads((ROOT / "example_workflows" / "image_to_video.json").read_text("utf-8"))
 SAVED = next(node for node in WORKFLOW["nodes"] if node["type"] == NODE)["widgets_values"]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -91,6 +92,19 @@ def page(request: Any, browser: Any, comfyui_server: Any) -> Iterator[Page]:
 def test_the_example_opens_with_every_value_in_its_place(page: Page) -> None:
     page.open(WORKFLOW)
     assert [v for v in page.widgets().values() if v is not None][: len(SAVED)] == SAVED
+    assert page.failed == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_opens_with_every_value_and_wire(page: Page, path: Path) -> None:
+    saved = json.loads(path.read_text("utf-8"))
+    page.open(saved)
+    opened = page.ask("() => window.app.graph.serialize()")
+    values = {node["id"]: node.get("widgets_values") or [] for node in opened["nodes"]}
+    for node in saved["nodes"]:
+        kept = [value for value in values[node["id"]] if value is not None]
+        assert kept[: len(node["widgets_values"])] == node["widgets_values"], node["type"]
+    assert {tuple(link) for link in opened["links"]} == {tuple(link) for link in saved["links"]}
     assert page.failed == []
 
 

@@ -21,6 +21,22 @@ INFO: dict[str, Any] = {
         },
         "input_order": {"required": ["text", "seed", "wired_text"], "optional": ["image", "size"]},
     },
+    "Choose": {
+        "input": {
+            "required": {
+                "codec": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {
+                        "options": [
+                            {"key": "auto", "inputs": {"required": {}, "optional": {}}},
+                            {"key": "own", "inputs": {"required": {"crf": ["INT", {}]}}},
+                        ]
+                    },
+                ]
+            }
+        },
+        "input_order": {"required": ["codec"]},
+    },
     "Grow": {
         "input": {"required": {"images": ["COMFY_AUTOGROW_V3", {}]}},
         "input_order": {"required": ["images"]},
@@ -61,6 +77,10 @@ def test_notes_are_left_out() -> None:
     assert list(convert(node(1, "Load", ["a.png"]), node(3, "MarkdownNote", ["hi"]))) == ["1"]
 
 
+def test_a_combo_whose_choice_brings_no_more_inputs_is_a_widget() -> None:
+    assert convert(node(1, "Choose", ["auto"]))["1"]["inputs"] == {"codec": "auto"}
+
+
 def test_muted_node_and_its_links_are_left_out() -> None:
     prompt = convert(
         node(1, "Load", ["a.png"], mode=2), node(2, "Take", ["x", 3, "fixed", "m"], image=7)
@@ -76,6 +96,7 @@ def test_muted_node_and_its_links_are_left_out() -> None:
         ([node(2, "Take", ["x", 3, "m"])], "3 widget values"),
         ([node(2, "Unheard", [])], "Unheard"),
         ([node(2, "Grow", [])], "dynamic"),
+        ([node(2, "Choose", ["own"])], "dynamic"),
     ],
 )
 def test_what_is_not_understood_is_refused(nodes: list[dict[str, Any]], words: str) -> None:
