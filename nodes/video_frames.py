@@ -1,15 +1,17 @@
 """The node that takes a video apart: frames, sound, first and last frame."""
 
+from __future__ import annotations
+
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import Input, InputImpl, io
 
 from . import comfy_bridge
-from .core.media import frames, held
-from .core.media.clip_file import ClipFile, Selection
-from .core.media.frames import Frames, Tick
-from .core.media.sound import Sound
+
+if TYPE_CHECKING:
+    from .core.media.clip_file import Selection
+    from .core.media.frames import Frames, Tick
 
 FRAMES_OUTPUT = 0
 
@@ -90,6 +92,8 @@ class RunComfyVideoFrames(io.ComfyNode):
         cls, video: Input.Video, start: float, max_frames: int, every_nth: int, max_side: int
     ) -> io.NodeOutput:
         """Decode what is asked for."""
+        from .core.media.clip_file import Selection  # here: importing the pack stays light
+
         only_ends = not comfy_bridge.is_output_wired(FRAMES_OUTPUT)
         selection = Selection(start, max_frames, every_nth, max_side)
         found = await comfy_bridge.decode(
@@ -109,6 +113,10 @@ class RunComfyVideoFrames(io.ComfyNode):
 
 def read(video: Input.Video, selection: Selection, *, tick: Tick, only_ends: bool) -> Frames:
     """Frames of any video that a node can hand over, from its file where it has one."""
+    from .core.media import frames, held
+    from .core.media.clip_file import ClipFile
+    from .core.media.sound import Sound
+
     if isinstance(video, InputImpl.VideoFromFile):
         start_s, duration_s = trim(video)
         clip = ClipFile(video.get_stream_source(), start_s, duration_s)
