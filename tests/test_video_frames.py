@@ -149,36 +149,40 @@ def test_a_failed_neighbour_ends_the_decoding(
     engine: Any, clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its memory is wanted by the next prompt."""
+    from comfy_api.latest import InputImpl
+
     clip_file = engine.module("nodes.core.media.clip_file")
     decode = clip_file.decode
-    held, ended = threading.Event(), threading.Event()
+    began, failed, ended = (threading.Event() for _ in range(3))
 
     def slow(container: Any, stream: Any) -> Any:
         try:
             for frame in decode(container, stream):
                 if stream.type == "video":
-                    held.wait(10)
+                    began.set()
+                    failed.wait(20)
                 yield frame
         finally:
             ended.set()
 
+    def fail(*_: Any, **__: Any) -> None:
+        assert began.wait(20)
+
     monkeypatch.setattr(clip_file, "decode", slow)
+    monkeypatch.setattr(InputImpl.VideoFromFile, "as_trimmed", fail)
     prompt = graph(clip, wired=(0,))
-    prompt["3"] = {"class_type": "LoadVideo", "inputs": {"file": clip}}
+    # two steps from an output, so that ComfyUI starts it after the node, which is one step away
     prompt["4"] = {
         "class_type": "Video Slice",
-        "inputs": {"video": ["3", 0], "start_time": 90.0, "duration": 9.0, "strict_duration": True},
+        "inputs": {"video": ["1", 0], "start_time": 0.0, "duration": 9.0, "strict_duration": True},
     }
-    prompt["5"] = {"class_type": "SaveVideo", "inputs": save_inputs(["4", 0])}
+    prompt["5"] = {"class_type": "GetVideoComponents", "inputs": {"video": ["4", 0]}}
+    prompt["6"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}}
     outcome = engine.run(prompt)
     assert "Failed to slice video" in outcome.error
-    held.set()
+    ended.clear()  # the sound was decoded before
+    failed.set()
     assert ended.wait(10)
-
-
-def save_inputs(video: list[Any]) -> dict[str, Any]:
-    """Inputs of Save Video."""
-    return {"video": video, "filename_prefix": "video/test", "format": "auto", "codec": "auto"}
 
 
 def test_several_clips_are_decoded_one_after_the_other(
