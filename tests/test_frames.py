@@ -14,7 +14,7 @@ import pytest
 import torch
 from clip_maker import make_clip, shifted, tone, turned
 from pack.nodes.core.errors import InputError, MediaError
-from pack.nodes.core.media import frames, held, memory
+from pack.nodes.core.media import frames, held, memory, video
 from pack.nodes.core.media.clip_file import ClipFile, Selection
 from pack.nodes.core.media.sound import Sound
 
@@ -164,6 +164,7 @@ def test_every_selection_is_exactly_that_of_the_whole_clip(tmp_path: Path) -> No
         assert ends.count == len(wanted)
         assert torch.equal(ends.first, wanted[:1]), case
         assert torch.equal(ends.last, wanted[-1:]), case
+        assert found.notes == ends.notes == ()
 
 
 def test_the_sound_far_into_a_clip_is_the_same_as_when_it_is_read_from_the_start(
@@ -258,6 +259,26 @@ def test_max_side_scales_down_and_never_up(plain: Path) -> None:
     assert float(error) < 0.02
 
 
+@pytest.mark.parametrize("size", [(1920, 1080), (1080, 1920), (1281, 719), (1000, 1), (700, 700)])
+@pytest.mark.parametrize("max_side", [2, 64, 643, 999])
+def test_scaled_sizes_are_even_in_shape_and_never_above_max_side(
+    size: tuple[int, int], max_side: int
+) -> None:
+    wide, high = Selection(max_side=max_side).size(*size)
+    if max(size) <= max_side:
+        assert (wide, high) == size
+        return
+    assert wide % 2 == high % 2 == 0
+    assert max_side - 1 <= max(wide, high) <= max_side
+    assert min(wide, high) == pytest.approx(max_side * min(size) / max(size), abs=2)
+
+
+def test_the_kling_nodes_last_frame_is_the_same_one(plain: Path, tmp_path: Path) -> None:
+    assert torch.equal(video.last_frame(plain), read(plain).last)
+    lying = turned(plain, tmp_path / "b.mp4", 90)
+    assert torch.equal(video.last_frame(lying), read(lying).last)
+
+
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv420p10le"])
 def test_scaled_frames_are_the_same_each_time(tmp_path: Path, pix_fmt: str) -> None:
     path = make_clip(tmp_path / "a.mp4", frames=10, size=(334, 250), pix_fmt=pix_fmt)
@@ -346,7 +367,7 @@ def test_progress_counts_the_frames(plain: Path) -> None:
     done = [now for now, _ in seen]
     assert done == sorted(done)
     assert {total for _, total in seen} == {24}
-    assert len(set(done)) == 24
+    assert len(set(done)) == 25
 
 
 def test_only_the_wanted_frames_are_decoded(tmp_path: Path) -> None:
@@ -357,10 +378,10 @@ def test_only_the_wanted_frames_are_decoded(tmp_path: Path) -> None:
         looks.append(done)
 
     frames.read(ClipFile(path), Selection(max_frames=3), tick=tick)
-    assert len(looks) <= 4
+    assert len(looks) <= 5
     looks.clear()
     frames.read(ClipFile(path), Selection(start_s=9.0, max_frames=3), tick=tick)
-    assert len(looks) <= 12 + 4
+    assert len(looks) <= 12 + 5
     looks.clear()
     frames.read(ClipFile(path), Selection(), tick=tick, only_ends=True)
     assert len(looks) <= 12 + 2

@@ -70,8 +70,9 @@ class Selection:
         longest = max(width, height)
         if not self.max_side or longest <= self.max_side:
             return width, height
-        scale = self.max_side / longest
-        return max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+        longer = max(2, self.max_side // 2 * 2)
+        shorter = max(2, 2 * round(longer * min(width, height) / longest / 2))
+        return (longer, shorter) if width >= height else (shorter, longer)
 
 
 @dataclass(frozen=True)

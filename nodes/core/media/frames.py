@@ -68,7 +68,7 @@ def read(clip: ClipFile, selection: Selection, *, tick: Tick, only_ends: bool = 
         InputError: The frames do not fit into free memory, or ``start`` is behind the end.
     """
     take = clip_file.find(clip, selection)
-    heard = sound.read(clip, take.start_s, take.end_s)
+    heard = sound.read(clip, take.start_s, take.end_s, look=lambda: tick(0, take.count))
     try:
         images, notes = (_ends if only_ends else _all)(clip, take, selection, tick)
     finally:
@@ -109,6 +109,7 @@ def _all(
             pool.shutdown(cancel_futures=True)
     if not images.filled:
         raise MediaError(f"No frame of {clip.name} decodes.")
+    tick(images.filled, take.count)
     notes = images.notes()
     if images.filled < take.count:
         notes.append(f"{ENDS_EARLY}: {images.filled} of {take.count} frames decode.")
@@ -171,7 +172,7 @@ class _Images:
 
     def tensor(self) -> torch.Tensor:
         """What was filled, sharing memory."""
-        return torch.from_numpy(self._array)[: self.filled]
+        return torch.from_numpy(self._array[: self.filled])
 
     def notes(self) -> list[str]:
         """Sentences about what was odd."""
@@ -188,7 +189,7 @@ class _Images:
             height,
             every_nth=self._selection.every_nth,
             working_bytes=MARGIN_BYTES
-            + 2 * THREADS * width * height * memory.BYTES_PER_PIXEL
+            + THREADS * width * height * memory.BYTES_PER_PIXEL
             + DECODER_FRAMES * 2 * frame.width * frame.height,
         )
         # numpy's, not torch's: it asks Linux for large pages, which cost a tenth of the faults
@@ -211,6 +212,7 @@ def _decoded(
             for number, frame in enumerate(clip_file.decode(container, stream)):
                 look()
                 pts = frame.pts if take.step is None else round(number * take.step)
+                pts = from_pts if pts is None else pts  # one without a time is one of them
                 if seek and not arrived and pts > from_pts:
                     break  # the file's index is wrong: from the start, then
                 arrived = True

@@ -1,5 +1,6 @@
 """A clip's sound, cut to the time of its frames."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -26,11 +27,14 @@ class Sound:
         return Sound(self.waveform[:, :, start:end], self.sample_rate)
 
 
-def read(clip: ClipFile, start_s: Fraction, end_s: Fraction | None) -> Sound | None:
+def read(
+    clip: ClipFile, start_s: Fraction, end_s: Fraction | None, *, look: Callable[[], None]
+) -> Sound | None:
     """The sound from ``start_s`` to ``end_s`` of the file's own time; None to its end.
 
     Where it starts later than that, silence comes first, so that it stays with the pictures.
-    None where there is no sound, none in that time, or none that decodes.
+    None where there is no sound, none in that time, or none that decodes. ``look`` is called for
+    each piece that was decoded.
     """
     pieces: list[np.ndarray] = []
     with clip.open() as container:
@@ -43,6 +47,7 @@ def read(clip: ClipFile, start_s: Fraction, end_s: Fraction | None) -> Sound | N
         rate, samples, wanted = 0, 0, None
         resample = av.AudioResampler(format="fltp").resample
         for frame in chain.from_iterable(map(resample, decode(container, stream))):
+            look()
             data = frame.to_ndarray()
             rate = rate or int(frame.sample_rate)
             if not pieces:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import torch
 
 from ..errors import MediaError
+from .pixels import PixelWriter, turns
 
 log = logging.getLogger("runcomfy")
 
@@ -110,7 +112,7 @@ def _copy_streams(source: Path, target: Path, texts: Mapping[str, str]) -> None:
 
 
 def last_frame(path: Path) -> torch.Tensor:
-    """The clip's last frame as ``[1, H, W, 3]``, float 0 to 1.
+    """The clip's last frame as ``[1, H, W, 3]``, float 0 to 1, as Video Frames has it.
 
     Decoding starts at the last keyframe. Where nothing decodes from there, the last frame that does
     decode is taken. Raises MediaError if none does.
@@ -118,7 +120,11 @@ def last_frame(path: Path) -> torch.Tensor:
     frame = _last_decoded(path, from_keyframe=True) or _last_decoded(path, from_keyframe=False)
     if frame is None:
         raise MediaError(f"{path.name} has no frame that decodes.")
-    return (torch.from_numpy(frame.to_ndarray(format="rgb24")).to(torch.float32) / 255).unsqueeze(0)
+    turned = turns(frame)
+    height, width = (frame.width, frame.height) if turned % 2 else (frame.height, frame.width)
+    pixels = np.empty((1, height, width, 3), np.float32)
+    PixelWriter(frame.width, frame.height, turned).write(frame, pixels[0])
+    return torch.from_numpy(pixels)
 
 
 def _last_decoded(path: Path, *, from_keyframe: bool) -> av.VideoFrame | None:
