@@ -121,6 +121,12 @@ def child_plain(path: str) -> dict[str, float]:
     return measured(decode)[0]
 
 
+def child_memory(size: str) -> dict[str, float]:
+    """Being given a tensor's memory, nothing in it: the other floor."""
+    torch = importlib.import_module("torch")
+    return measured(lambda: torch.empty(int(size)).fill_(0.0))[0]
+
+
 def child_image(path: str) -> dict[str, float]:
     """A 4K start image, ready to send, at RunComfy's inline limit and at Kling's own; its hash."""
     images = importlib.import_module("pack.nodes.core.media.images")
@@ -289,6 +295,8 @@ def bench_frames(rounds: Rounds, folder: Path, count: int, long: bool) -> None:
             turn = number % len(kinds)
             for kind in kinds[turn:] + kinds[:turn]:
                 rounds.run(kind, str(path), name)
+            width, height, fps, seconds = CLIPS[name]
+            rounds.run("memory", str(width * height * 3 * fps * seconds), name)
         print(f"  round {number + 1} of {count} of frames is done", flush=True)
     print("\nFrames (min / median / max of rounds)")
     for name in CLIPS:
@@ -298,6 +306,7 @@ def bench_frames(rounds: Rounds, folder: Path, count: int, long: bool) -> None:
             ("core", "ComfyUI get_components()"),
             ("frames", "ours"),
             ("plain", "decoding alone"),
+            ("memory", "the tensor's memory alone"),
             ("last", "last_frame of the Kling node"),
             ("ends", "Video Frames, last_frame wired"),
         ):

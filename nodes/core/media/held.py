@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -63,7 +62,7 @@ def _scaled(images: torch.Tensor, selection: Selection, tick: Tick) -> torch.Ten
     memory.check_fit(
         count, width, height, every_nth=selection.every_nth, working_bytes=MARGIN_BYTES
     )
-    scaled = torch.from_numpy(np.empty((count, height, width, 3), np.float32))
+    scaled = torch.empty((count, height, width, 3))
     for number, image in enumerate(images):
         tick(number, count)
         planes = image.float().permute(2, 0, 1).unsqueeze(0)

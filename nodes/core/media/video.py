@@ -18,6 +18,7 @@ from .pixels import PixelWriter, turns
 
 log = logging.getLogger("runcomfy")
 
+REORDERED = 32  # packets; frames come at most 16 away from the place they are shown
 MISSING_S = 0.3  # streams may end a little before the time in the header
 
 
@@ -137,6 +138,11 @@ def _last_decoded(path: Path, *, from_keyframe: bool) -> av.VideoFrame | None:
         stream.thread_type = "AUTO"
         if from_keyframe and stream.duration:
             container.seek(stream.duration + (stream.start_time or 0), stream=stream)
-        for frame in container.decode(stream):  # noqa: B007 - the last one is wanted
-            pass
+        packets = list(container.demux(stream))
+        for number, packet in enumerate(packets):
+            # frames that no other is made from need no decoding, until the end is near
+            is_near = not from_keyframe or number >= len(packets) - REORDERED
+            stream.codec_context.skip_frame = "DEFAULT" if is_near else "NONREF"
+            for frame in packet.decode():  # noqa: B007 - the last one is wanted
+                pass
     return frame
