@@ -4,29 +4,29 @@ Everything ComfyUI can do for a job goes through here: its folders, its Stop fla
 texts. What is above knows only the public node API, what is below knows no ComfyUI at all.
 """
 
+import asyncio
+import contextvars
 import json
 import logging
 import os
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import folder_paths
 from aiohttp import web
 from comfy import model_management
 from comfy.cli_args import args
-from comfy_api.latest import InputImpl, Types
+from comfy.utils import ProgressBar
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from .core import errors, settings
 from .core.backoff import Backoff
-from .core.download import sha256_of
-from .core.elements import VideoFile
 from .core.job import Clip, Connection
 from .core.jobs import JobRunner
 from .core.kling import is_loopback_url
@@ -43,11 +43,15 @@ LEDGER_NAME = "ledger.db"
 
 log = logging.getLogger("runcomfy")
 
+Tick = Callable[[int, int], None]
+Decoded = TypeVar("Decoded")
+
 
 class _Shared:
     """What all nodes of this process share, made when the first of them needs it."""
 
     lock = threading.Lock()
+    decoding = threading.Lock()
     rehearsal: RehearsalServer | None = None
     hosts: Hosts | None = None
     runners: dict[str, JobRunner] = {}
@@ -59,6 +63,11 @@ class _Shared:
 def system_folder() -> Path:
     """The pack's own folder, which ComfyUI does not serve: ``user/__runcomfy_kling``."""
     return Path(folder_paths.get_system_user_directory("runcomfy_kling"))
+
+
+def temp_folder() -> Path:
+    """ComfyUI's temporary folder, emptied at its start."""
+    return Path(folder_paths.get_temp_directory())
 
 
 def load_settings() -> settings.Settings:
@@ -167,35 +176,58 @@ def place_in_output(path: Path) -> tuple[str, str] | None:
     return path.name, folder.as_posix() if folder.parts else ""
 
 
-def mp4_file(video: Any) -> VideoFile:
-    """A VIDEO as an MP4 on disk: its own file where it is one, else written out once. Blocks.
+def is_output_wired(slot: int) -> bool:
+    """Whether the node that runs, or is asked for its fingerprint, has that output wired.
 
-    A trimmed video, one in memory, or one of another container is written to ComfyUI's temporary
-    folder, under a name made of its content.
+    ComfyUI tells a node only of its inputs; the running prompt knows. True where it cannot be told,
+    as inside of loops.
     """
-    source = video.get_stream_source()
-    if isinstance(source, str) and _is_mp4(Path(source)) and _is_untrimmed(video, source):
-        return VideoFile(Path(source), sha256_of(Path(source)))
-    folder = Path(folder_paths.get_temp_directory()) / "runcomfy-kling"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{uuid.uuid4().hex}.part.mp4"
+    context, queue = get_executing_context(), PromptServer.instance.prompt_queue
+    if context is None or queue is None:
+        return True
+    for _, prompt_id, prompt, *_ in queue.get_current_queue_volatile()[0]:
+        if prompt_id == context.prompt_id and context.node_id in prompt:
+            link = [context.node_id, slot]
+            inputs = (value for node in prompt.values() for value in node["inputs"].values())
+            return any(list(value) == link for value in inputs if isinstance(value, list | tuple))
+    return True
+
+
+async def decode(work: Callable[[Tick], Decoded]) -> Decoded:
+    """Run work that takes all cores and much memory in a thread, one at a time in this process.
+
+    Args:
+        work: Given a ``tick(done, total)`` to call often: it moves the node's bar, and ends the
+            work by ComfyUI's own interrupt when the user pressed Stop or a neighbour failed.
+    """
+    future: Future[Decoded] = Future()
+    ended = threading.Event()
+    bar = ProgressBar(1)
+
+    def tick(done: int, total: int) -> None:
+        if ended.is_set() or model_management.processing_interrupted():
+            raise model_management.InterruptProcessingException()
+        bar.update_absolute(done, total)
+
+    def run() -> None:
+        try:
+            if future.set_running_or_notify_cancel():
+                future.set_result(context.run(work, tick))
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            future.set_exception(error)
+        finally:
+            _Shared.decoding.release()
+
+    while not _Shared.decoding.acquire(blocking=False):
+        await asyncio.sleep(LOOK_S)
+        if model_management.processing_interrupted():
+            raise model_management.InterruptProcessingException()
+    context = contextvars.copy_context()
+    threading.Thread(target=run, name="runcomfy-decode", daemon=True).start()
     try:
-        video.save_to(str(part), format=Types.VideoContainer.MP4, codec=Types.VideoCodec.H264)
-        digest = sha256_of(part)
-        part.replace(folder / f"{digest}.mp4")
+        return await asyncio.wrap_future(future)
     finally:
-        part.unlink(missing_ok=True)
-    return VideoFile(folder / f"{digest}.mp4", digest)
-
-
-def _is_mp4(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] != b"qt  "  # QuickTime files have the same boxes
-
-
-def _is_untrimmed(video: Any, source: str) -> bool:
-    return bool(video.get_duration() == InputImpl.VideoFromFile(source).get_duration())
+        ended.set()
 
 
 class OutputPlaces:

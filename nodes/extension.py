@@ -14,6 +14,7 @@ class RunComfyKlingExtension(ComfyExtension):
         from .kling_image_to_video import RunComfyKlingImageToVideo
         from .kling_submit import RunComfyKlingSubmit
         from .upload_image import RunComfyUploadImage
+        from .video_frames import RunComfyVideoFrames
 
         return [
             RunComfyKlingImageToVideo,
@@ -21,6 +22,7 @@ class RunComfyKlingExtension(ComfyExtension):
             RunComfyKlingCollect,
             RunComfyKlingElement,
             RunComfyUploadImage,
+            RunComfyVideoFrames,
         ]
 
 

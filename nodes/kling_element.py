@@ -12,6 +12,7 @@ from .core.elements import Element
 from .core.errors import InputError
 from .core.kling import MAX_ELEMENTS, MAX_REFERENCES
 from .kling_inputs import Elements
+from .video_input import mp4_file
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ class RunComfyKlingElement(io.ComfyNode):
             names = " and ".join(name for name, is_given in given.items() if is_given)
             raise InputError(f"An element has {names}; Kling takes one of them. Take out the rest.")
         if video is not None:
-            made = core.video_element(await asyncio.to_thread(comfy_bridge.mp4_file, video))
+            made = core.video_element(await asyncio.to_thread(mp4_file, video))
         elif video_url.strip():
             made = core.url_element(video_url)
         else:

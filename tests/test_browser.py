@@ -18,6 +18,7 @@ WORKFLOWS = {
 }
 WORKFLOW = WORKFLOWS["image_to_video"]
 SAVED = next(node for node in WORKFLOW["nodes"] if node["type"] == NODE)["widgets_values"]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -111,6 +112,19 @@ def test_the_examples_open_with_every_value_and_link_in_its_place(
         assert set(inputs) == set(prompt), name
         for key, node in prompt.items():  # older frontends send what a preview shows, too
             assert inputs[key].items() >= node["inputs"].items(), name
+    assert page.failed == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_opens_with_every_value_and_wire(page: Page, path: Path) -> None:
+    saved = json.loads(path.read_text("utf-8"))
+    page.open(saved)
+    opened = page.ask("() => window.app.graph.serialize()")
+    values = {node["id"]: node.get("widgets_values") or [] for node in opened["nodes"]}
+    for node in saved["nodes"]:
+        kept = [value for value in values[node["id"]] if value is not None]
+        assert kept[: len(node["widgets_values"])] == node["widgets_values"], node["type"]
+    assert {tuple(link) for link in opened["links"]} == {tuple(link) for link in saved["links"]}
     assert page.failed == []
 
 

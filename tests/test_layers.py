@@ -23,13 +23,14 @@ LAYERS = [
     {"core.again", "core.send"},
     {"core.jobs"},
     {"comfy_bridge"},
-    {"waiting", "uploading", "kling_inputs", "kling_outputs"},
+    {"waiting", "uploading", "kling_inputs", "kling_outputs", "video_input"},
     {
         "kling_element",
         "kling_image_to_video",
         "kling_submit",
         "kling_collect",
         "upload_image",
+        "video_frames",
         "routes",
     },
     {"extension"},
@@ -39,7 +40,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # What is heavy or talks to the world, and the only units that may import it.
 OWNERS = {
-    "psutil": {"core.owner"},
+    "psutil": {"core.owner", "core.media"},
     "sqlalchemy": {"core.budget", "core.ledger", "core.ledger_schema", "core.uploads"},
     "obstore": {"core.uploaders"},
     "torch": {"core.media"},

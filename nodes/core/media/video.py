@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import torch
 
 from ..errors import MediaError
+from .pixels import PixelWriter, turns
 
 log = logging.getLogger("runcomfy")
 
+REORDERED = 32  # packets; frames come at most 16 away from the place they are shown
 MISSING_S = 0.3  # streams may end a little before the time in the header
 
 
@@ -131,7 +134,7 @@ def _copy_streams(source: Path, target: Path, texts: Mapping[str, str]) -> None:
 
 
 def last_frame(path: Path) -> torch.Tensor:
-    """The clip's last frame as ``[1, H, W, 3]``, float 0 to 1.
+    """The clip's last frame as ``[1, H, W, 3]``, float 0 to 1, as Video Frames has it.
 
     Decoding starts at the last keyframe. Where nothing decodes from there, the last frame that does
     decode is taken. Raises MediaError if none does.
@@ -139,7 +142,11 @@ def last_frame(path: Path) -> torch.Tensor:
     frame = _last_decoded(path, from_keyframe=True) or _last_decoded(path, from_keyframe=False)
     if frame is None:
         raise MediaError(f"{path.name} has no frame that decodes.")
-    return (torch.from_numpy(frame.to_ndarray(format="rgb24")).to(torch.float32) / 255).unsqueeze(0)
+    turned = turns(frame)
+    height, width = (frame.width, frame.height) if turned % 2 else (frame.height, frame.width)
+    pixels = np.empty((1, height, width, 3), np.float32)
+    PixelWriter(frame.width, frame.height, turned).write(frame, pixels[0])
+    return torch.from_numpy(pixels)
 
 
 def _last_decoded(path: Path, *, from_keyframe: bool) -> av.VideoFrame | None:
@@ -152,6 +159,11 @@ def _last_decoded(path: Path, *, from_keyframe: bool) -> av.VideoFrame | None:
         stream.thread_type = "AUTO"
         if from_keyframe and stream.duration:
             container.seek(stream.duration + (stream.start_time or 0), stream=stream)
-        for frame in container.decode(stream):  # noqa: B007 - the last one is wanted
-            pass
+        packets = list(container.demux(stream))
+        for number, packet in enumerate(packets):
+            # frames that no other is made from need no decoding, until the end is near
+            is_near = not from_keyframe or number >= len(packets) - REORDERED
+            stream.codec_context.skip_frame = "DEFAULT" if is_near else "NONREF"
+            for frame in packet.decode():  # noqa: B007 - the last one is wanted
+                pass
     return frame
