@@ -29,7 +29,7 @@ class RunComfyKlingElement(io.ComfyNode):
             display_name="Kling Element (RunComfy)",
             category="RunComfy/Kling",
             description="A subject that the clip keeps: a person, a thing, a place, told by "
-            "pictures or by a video. The first one of the chain is @Element1 in the prompt.",
+            "pictures or by a video. The help page says how the prompt mentions it.",
             inputs=[
                 io.Image.Input(
                     "frontal_image",
@@ -44,6 +44,7 @@ class RunComfyKlingElement(io.ComfyNode):
                         min=0,
                         max=MAX_REFERENCES,
                     ),
+                    optional=True,
                     tooltip=f"The subject from other sides, up to {MAX_REFERENCES} pictures.",
                 ),
                 io.Video.Input(
@@ -73,6 +74,13 @@ class RunComfyKlingElement(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, video_url: str | None = "") -> bool:
+        """Refuse an address that is typed wrong when the graph is queued."""
+        if video_url and video_url.strip():
+            core.url_element(video_url)
+        return True
 
     @classmethod
     async def execute(

@@ -94,8 +94,8 @@ def kling_inputs() -> list[io.Input]:
         Elements.Input(
             "elements",
             optional=True,
-            tooltip="Subjects to keep, from Kling Element. Name them @Element1, @Element2 in the "
-            "prompt.",
+            tooltip="Subjects to keep, from Kling Element. Mention each in the prompt: the help "
+            "page says how.",
         ),
         io.Image.Input(
             "end_image",

@@ -106,7 +106,11 @@ def test_a_batch_of_references_counts_as_so_many(engine, api):
         ([{**FRONT, "video_url": "https://a.example/b.mp4"}], {}, "pictures and video_url"),
         ([{"video_url": "https://a.example/b.mp4"}] * 2, {}, "Two elements are videos"),
         ([{"video_url": "C:\\clip.mp4"}], {}, "video_url is 'C:\\\\clip.mp4'"),
-        ([FRONT], {"prompt": "@Element2"}, "The prompt mentions @Element2, but only 1 of them"),
+        (
+            [FRONT],
+            {"prompt": "@Element2"},
+            "The prompt mentions @Element2, but only one element is wired",
+        ),
     ],
 )
 def test_what_kling_does_not_take_is_refused_before_any_request(

@@ -48,3 +48,9 @@ def test_all_together_fit_and_the_small_ones_stay_as_they_are():
     assert made[0].notes and not made[1].notes
     for one in made:
         assert np.asarray(Image.open(io.BytesIO(one.data))).shape[2] == 3
+
+
+def test_a_picture_that_is_sent_twice_counts_twice():
+    pictures = [noise(700, 1), flat(400)]
+    made = encode_all(pictures, max_bytes=2 << 20, max_total_bytes=700_000, copies=[2, 1])
+    assert 2 * len(made[0].data) + len(made[1].data) <= 700_000

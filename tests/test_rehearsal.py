@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import requests
 from pack.nodes.rehearsal import Fault, FaultKind, RehearsalServer
+from pack.nodes.rehearsal.media import MAX_BYTES
 from PIL import Image
 
 STANDARD, PRO, FOUR_K = (
@@ -119,14 +121,20 @@ def files(tmp_path):
         server.shutdown()
 
 
-def mp4(size=(320, 320)):
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=24)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame(*size, "yuv420p")))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+@functools.cache
+def mp4(size=(720, 720), frames=72, rate=24, faststart=False):
+    """A video of that many grey frames, as bytes; by default the smallest that Kling takes."""
+    options = {"movflags": "+faststart"} if faststart else {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mp4"
+        with av.open(str(path), "w", options=options) as container:
+            stream = container.add_stream("libx264", rate=rate)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            stream.options = {"preset": "ultrafast"}
+            for _ in range(frames):
+                container.mux(stream.encode(av.VideoFrame(*size, "yuv420p")))
+            container.mux(stream.encode(None))
+        return path.read_bytes()
 
 
 # Protocol
@@ -395,10 +403,64 @@ def test_a_bad_image_of_an_element_is_named_by_its_place(api):
     assert api.refusal(elements=[element]) == [loc]
 
 
-def test_a_video_element_must_be_a_real_mp4(api):
-    api.submit(elements=[{"video_url": data_uri(mp4(), "video/mp4")}])
-    for uri in (data_uri(), data_uri(picture(), "video/mp4"), data_uri(mp4(), "video/webm")):
-        assert api.refusal(elements=[{"video_url": uri}]) == [["body", "elements", 0, "video_url"]]
+@pytest.mark.parametrize(
+    ("data", "kind", "reason"),
+    [
+        (picture(), "image/png", "declared as image/png; a video must be video/mp4"),
+        (picture(), "video/mp4", "not an mp4"),
+        (mp4(), "video/webm", "declared as video/webm"),
+        (b"no video", "video/mp4", "not a readable video"),
+        (mp4()[:-900], "video/mp4", "not an mp4 with a video stream"),
+        (mp4(faststart=True)[:-900], "video/mp4", "; a video must last 3 to 10.05 s"),
+        (mp4(frames=71), "video/mp4", "lasts 2.96 s; a video must last 3 to 10.05 s"),
+        (mp4(frames=405, rate=40), "video/mp4", "lasts 10.12 s"),
+        (mp4((718, 720)), "video/mp4", "718x720 px; each side of a video must have 720 to 2160 px"),
+        (mp4((2162, 720)), "video/mp4", "2162x720 px"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_video_that_kling_cannot_take_is_422_at_its_place(api, data, kind, reason):
+    image = {"frontal_image_url": data_uri(), "reference_image_urls": [data_uri()]}
+    reply = api.send(elements=[image, {"video_url": data_uri(data, kind)}])
+    assert reply.status_code == 422
+    (detail,) = reply.json()["detail"]
+    assert detail["loc"] == ["body", "elements", 1, "video_url"]
+    assert detail["msg"].startswith("elements[1].video_url ") and reason in detail["msg"]
+
+
+@pytest.mark.parametrize(
+    "video",
+    [{}, {"frames": 241}, {"size": (2160, 720)}],
+    ids=["3 s of 720 px", "10.04 s", "2160 px"],
+)
+def test_the_limits_of_a_video_are_inside(api, video):
+    api.server.plan(queue_s=30)
+    api.submit(elements=[{"video_url": data_uri(mp4(**video), "video/mp4")}])
+
+
+def test_a_video_by_url_is_fetched_and_decoded_by_the_job(api, files, monkeypatch):
+    folder, origin, _ = files
+    (folder / "a.mp4").write_bytes(mp4())
+    (folder / "cut.mp4").write_bytes(mp4(faststart=True)[:-900])
+    good, cut = (
+        api.finish(api.submit(elements=[{"video_url": f"{origin}/{name}.mp4"}]))
+        for name in ("a", "cut")
+    )
+    assert good["status"] == "succeeded"
+    assert cut["error"].startswith("elements[0].video_url lasts 2.")
+    assert MAX_BYTES["video"] == 200_000_000
+    monkeypatch.setitem(MAX_BYTES, "video", len(mp4()) - 1)
+    large = api.finish(api.submit(elements=[{"video_url": f"{origin}/a.mp4"}]))
+    assert f"elements[0].video_url is larger than {len(mp4()) - 1} bytes" in large["error"]
+
+
+def test_a_bad_picture_and_a_bad_video_are_both_named(api):
+    bad = {"frontal_image_url": data_uri(), "reference_image_urls": [data_uri(b"no image")]}
+    small = {"video_url": data_uri(mp4((640, 640)), "video/mp4")}
+    assert api.refusal(elements=[bad, small]) == [
+        ["body", "elements", 0, "reference_image_urls", 0],
+        ["body", "elements", 1, "video_url"],
+    ]
 
 
 def test_an_image_by_url_is_fetched_by_the_job_without_token_or_cookie(api, files):

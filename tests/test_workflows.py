@@ -1,6 +1,8 @@
 """The example workflows as they are saved, run in the real engine, in this process."""
 
+import base64
 import importlib
+import io
 import json
 import re
 from pathlib import Path
@@ -88,3 +90,54 @@ def test_collect_later_asks_for_its_id(engine, api):
     outcome = engine.run(prompt_of(engine, saved("collect_later")))
     assert "request_id is empty" in outcome.error
     assert api.requests == []
+
+
+def test_storyboard_sends_its_three_shots(engine, api):
+    workflow = saved("storyboard")
+    prompt = prompt_of(engine, workflow)
+    outcome = engine.run(prompt)
+    assert outcome.succeeded, outcome.error
+    (payload,) = [sent.payload for sent in api.submissions]
+    shots = payload["multi_prompt"]
+    assert [shot["duration"] for shot in shots] == [3, 4, 3]
+    assert payload["duration"] == 10
+    assert payload["shot_type"] == "customize"
+    typed = workflow["nodes"][1]["widgets_values"]
+    assert [payload["prompt"], *(shot["prompt"] for shot in shots)] == [typed[0], *typed[11::2]]
+    assert f"about {price_in_note(workflow)}" in shown(outcome, id_of(prompt, KLING))
+
+
+def colour_of(data_uri):
+    """The one colour of a picture that is inside a request."""
+    with Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2]))) as picture:
+        ((_, colour),) = picture.getcolors()
+    return colour
+
+
+def test_elements_sends_each_picture_where_its_title_says(engine, api):
+    workflow = saved("elements")
+    prompt = prompt_of(engine, workflow)
+    colours = {}
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            colours[node["title"]] = (40 * node["id"], 90, 60)
+            name = f"{node['id']}.png"
+            Image.new("RGB", (400, 400), colours[node["title"]]).save(engine.input / name)
+            prompt[str(node["id"])]["inputs"]["image"] = name
+    outcome = engine.run(prompt)
+    assert outcome.succeeded, outcome.error
+    (payload,) = [sent.payload for sent in api.submissions]
+    assert colour_of(payload["start_image_url"]) == colours["Start picture"]
+    first, second = [
+        (
+            colour_of(one["frontal_image_url"]),
+            [colour_of(reference) for reference in one["reference_image_urls"]],
+        )
+        for one in payload["elements"]
+    ]
+    assert first == (colours["Element 1 from the front"], [colours["Element 1 from the side"]])
+    assert second == (colours["Element 2 from the front"], [colours["Element 2 from the front"]])
+    assert "@Element1" in payload["prompt"] and "@Element2" in payload["prompt"]
+    kling = id_of(prompt, KLING)
+    assert "mentioned nowhere" not in shown(outcome, kling)
+    assert f"about {price_in_note(workflow)}" in shown(outcome, kling)

@@ -17,7 +17,7 @@ from .media import images, video
 if TYPE_CHECKING:
     import torch
 
-_MENTION = re.compile(r"@element ?(\d+)", re.IGNORECASE)
+_MENTION = re.compile(r"@element(\d+)", re.IGNORECASE)
 _LARGE_BYTES = 100_000_000  # RunComfy's page advises no larger videos
 
 
@@ -159,9 +159,10 @@ def mention_faults(texts: Mapping[str, str], count: int) -> list[str]:
     for name, text in texts.items():
         for number in sorted(_mentioned(text)):
             if not 1 <= number <= count:
-                have = "no element is wired" if not count else f"only {count} of them are wired"
+                words = {0: "no element is", 1: "only one element is"}
+                have = words.get(count, f"only {count} elements are")
                 found.append(
-                    f"{name} mentions @Element{number}, but {have}. Wire a Kling Element for it, "
+                    f"{name} mentions @Element{number}, but {have} wired. Wire a Kling Element for it, "
                     "or take the word out."
                 )
     return found

@@ -45,7 +45,11 @@ class Order:
         """What should be known of it, as sentences for the user."""
         return [
             *self.request.warnings(),
-            *(note for one in self.elements for note in one.notes),
+            *(
+                f"Element {n}: {note}"
+                for n, one in enumerate(self.elements, 1)
+                for note in one.notes
+            ),
             *unmentioned(self.request.texts, len(self.elements)),
         ]
 

@@ -7,6 +7,7 @@ sent again.
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,11 +115,15 @@ class Sender:
             id(image): images.check(image, name) for image, name in wired if image is not None
         }
         videos = {id(one.video): one.video for one in order.elements if one.video}
-        left = room_for_pictures(uploader, list(videos.values()), len(pictures))
+        sent = [order.start_image, order.end_image]
+        sent += [image for one in order.elements for image in (one.frontal, *one.references)]
+        copies = Counter(id(image) for image in sent if image is not None)
+        left = room_for_pictures(uploader, list(videos.values()), copies.total())
         encoded = encode_all(
             list(pictures.values()),
             max_bytes=min(uploader.max_bytes, IMAGE_MAX_BYTES),
             max_total_bytes=left,
+            copies=[copies[key] for key in pictures],
         )
         job.update(note=uploader.notice())
         urls = {}

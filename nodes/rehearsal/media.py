@@ -33,6 +33,8 @@ VIDEO_TYPE = "video/mp4"
 MAX_BYTES = {"image": 10_000_000, "video": 200_000_000}
 MIN_SIDE_PX = 300
 MAX_ASPECT = 2.5
+VIDEO_S = (3.0, 10.05)
+VIDEO_SIDE_PX = (720, 2160)
 CONNECT_S, READ_S, FETCH_S = 5, 10, 60
 
 
@@ -81,6 +83,8 @@ class Source:
         Raises MediaError, and Abandoned when `give_up` turns true.
         """
         if self.uri.startswith("data:"):
+            if self.kind == "video":
+                return None  # its frames were decoded when the job was submitted
             declared, data = _read_data_uri(self.uri)
             return self._open(data, declared)
         return self._open(_fetch(self.uri, MAX_BYTES[self.kind], give_up), None)
@@ -138,15 +142,30 @@ def _open_image(data: bytes, declared: str | None) -> Image.Image:
 def _open_video(data: bytes, declared: str | None) -> None:
     if declared not in (None, VIDEO_TYPE):
         raise MediaError(f"is declared as {declared}; a video must be {VIDEO_TYPE}")
+    size, begin_s, end_s = None, 0.0, 0.0
     try:
         with av.open(io.BytesIO(data)) as container:
             is_mp4 = "mp4" in container.format.name.split(",")
-            frame = next(container.decode(video=0), None) if container.streams.video else None
+            for stream in container.streams.video[:1]:
+                stream.thread_type = "AUTO"
+                for frame in container.decode(stream):
+                    if size is None:
+                        size, begin_s = (frame.width, frame.height), frame.time or 0.0
+                    end_s = (frame.time or 0.0) + float((frame.duration or 0) * frame.time_base)
     except (av.FFmpegError, ValueError):
         raise MediaError("is not a readable video") from None
-    if not is_mp4 or frame is None:
+    if not is_mp4 or size is None:
         raise MediaError("is not an mp4 with a video stream")
-    _check_size(frame.width, frame.height)
+    shortest, longest = VIDEO_S
+    if not shortest <= round(end_s - begin_s, 3) <= longest:
+        raise MediaError(
+            f"lasts {end_s - begin_s:.2f} s; a video must last {shortest:g} to {longest:g} s"
+        )
+    least, most = VIDEO_SIDE_PX
+    if not (least <= min(size) and max(size) <= most):
+        raise MediaError(
+            f"is {size[0]}x{size[1]} px; each side of a video must have {least} to {most} px"
+        )
 
 
 def _check_size(width: int, height: int) -> None:

@@ -6,7 +6,11 @@ from .images import EncodedImage, Picture, encode
 
 
 def encode_all(
-    pictures: Sequence[Picture], *, max_bytes: int, max_total_bytes: int | None = None
+    pictures: Sequence[Picture],
+    *,
+    max_bytes: int,
+    max_total_bytes: int | None = None,
+    copies: Sequence[int] = (),
 ) -> list[EncodedImage]:
     """Encode pictures so that none and all are not too large.
 
@@ -15,12 +19,15 @@ def encode_all(
         max_bytes: The largest file.
         max_total_bytes: All files together; None for no limit. The largest pictures give way first:
             all that are over one common size are encoded down to it.
+        copies: How often each picture goes into the request; once where this is empty.
     """
     made = [encode(picture, max_bytes=max_bytes) for picture in pictures]
     sizes = [len(one.data) for one in made]
-    if max_total_bytes is None or sum(sizes) <= max_total_bytes:
+    times = copies or [1] * len(sizes)
+    sent = [size for size, count in zip(sizes, times, strict=True) for _ in range(count)]
+    if max_total_bytes is None or sum(sent) <= max_total_bytes:
         return made
-    common = _common_size(sizes, max_total_bytes)
+    common = _common_size(sent, max_total_bytes)
     return [
         one if size <= common else encode(picture, max_bytes=common)
         for picture, one, size in zip(pictures, made, sizes, strict=True)
