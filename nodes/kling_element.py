@@ -76,7 +76,7 @@ class RunComfyKlingElement(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, video_url: str | None = "") -> bool:
+    def validate_inputs(cls, video_url: str | None = "", **_: Any) -> bool:
         """Refuse an address that is typed wrong when the graph is queued."""
         if video_url and video_url.strip():
             core.url_element(video_url)

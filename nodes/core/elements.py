@@ -162,8 +162,8 @@ def mention_faults(texts: Mapping[str, str], count: int) -> list[str]:
                 words = {0: "no element is", 1: "only one element is"}
                 have = words.get(count, f"only {count} elements are")
                 found.append(
-                    f"{name} mentions @Element{number}, but {have} wired. Wire a Kling Element for it, "
-                    "or take the word out."
+                    f"{name} mentions @Element{number}, but {have} wired. Wire a Kling Element for "
+                    "it, or take the word out."
                 )
     return found
 
