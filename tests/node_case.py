@@ -1,6 +1,7 @@
 """What the tests of nodes in the real engine share."""
 
 import itertools
+import threading
 
 from PIL import Image
 
@@ -27,3 +28,15 @@ def prompt_of(engine, size=(480, 360), **values):
         "1": {"class_type": "LoadImage", "inputs": {"image": "start.png"}},
         "2": {"class_type": "RunComfyKlingImageToVideo", "inputs": inputs},
     }
+
+
+class Threads:
+    """The threads of this process that are newer than this object: other tests leave some."""
+
+    def __init__(self):
+        self._older = set(threading.enumerate())
+
+    def named(self, prefix):
+        """Those whose names begin so."""
+        newer = set(threading.enumerate()) - self._older
+        return [thread for thread in newer if thread.name.startswith(prefix)]

@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
-from node_case import prompt_of
+from node_case import Threads, prompt_of
 from pack.nodes.rehearsal import Fault, FaultKind
 from runner_case import quick, until
 
@@ -50,20 +50,17 @@ def held(ledger):
     }
 
 
-def our_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("runcomfy")]
-
-
 def test_nothing_is_left_of_jobs_that_have_ended(engine, api, monkeypatch):
+    threads = Threads()
     runner = engine.module("nodes.comfy_bridge")._runner(None)
     monkeypatch.setattr(runner, "_wait", quick)
     for end in ENDS.values():  # what the first of a kind opens for good
         ran_once(engine, api, **end)
-    until(lambda: not our_threads())
+    until(lambda: not threads.named("runcomfy"))
     before = held(runner._ledger)
     for _ in range(ROUNDS):
         for end in ENDS.values():
             ran_once(engine, api, **end)
-    until(lambda: not our_threads())
+    until(lambda: not threads.named("runcomfy"))
     until(lambda: all(held(runner._ledger)[what] <= count for what, count in before.items()))
     assert len(api.submissions) == (ROUNDS + 1) * len(ENDS)

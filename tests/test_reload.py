@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from node_case import prompt_of
+from node_case import Threads, prompt_of
 from runner_case import until
 
 
@@ -14,22 +14,19 @@ def load_again(engine, forget):
     for name in [name for name in sys.modules if forget and engine.pack_folder.name in name]:
         del sys.modules[name]
     engine._load(engine.pack_folder, "custom_nodes")
-    until(lambda: not threads("runcomfy-pick-up"))
-
-
-def threads(name):
-    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+    until(lambda: "runcomfy-pick-up" not in [thread.name for thread in threading.enumerate()])
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["loaded twice", "reloaded"])
 def test_a_job_under_way_is_not_disturbed(engine, api, caplog, forget):
+    threads = Threads()
     api.plan(queue_s=2)
     prompt = prompt_of(engine, filename_prefix=f"under-way-{forget}/clip")
     with caplog.at_level("INFO"), ThreadPoolExecutor(1) as pool:
         running = pool.submit(engine.run, prompt)
         until(lambda: any(one.path.endswith("/status") for one in api.requests))
         load_again(engine, forget)
-        assert len(threads("runcomfy-job")) == 1, "nobody else picks it up"
+        assert len(threads.named("runcomfy-job")) == 1, "nobody else picks it up"
         outcome = running.result(30)
         again = engine.run(prompt)
     assert outcome.succeeded, outcome.error
@@ -40,6 +37,7 @@ def test_a_job_under_way_is_not_disturbed(engine, api, caplog, forget):
 
 
 def test_a_job_of_the_earlier_load_is_joined_and_saved_once(engine, api, caplog):
+    threads = Threads()
     api.plan(queue_s=0, run_s=3)
     prompt = prompt_of(engine, filename_prefix="earlier/clip")
     with ThreadPoolExecutor(1) as pool:
@@ -51,7 +49,7 @@ def test_a_job_of_the_earlier_load_is_joined_and_saved_once(engine, api, caplog)
     outcome = engine.run(prompt)
     assert outcome.succeeded, outcome.error
     assert "Collected, $0 more" in outcome.texts[-1][1]
-    until(lambda: not threads("runcomfy-job"))
+    until(lambda: not threads.named("runcomfy-job"))
     (clip,) = (engine.output / "earlier").iterdir()
     assert outcome.outputs["2"][2] == [str(clip)]
     assert len(api.submissions) == 1
