@@ -1,7 +1,7 @@
 """The node that brings clips of jobs that were sent before into the graph."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -60,11 +60,25 @@ class RunComfyKlingCollect(io.ComfyNode):
         """Wait for the clips and hand them on."""
         clips = await collect_jobs(
             cls.hidden.unique_id,
-            _ids(values["request_id"]),
-            prefix=values["filename_prefix"][0],
+            _pairs(values["request_id"], values["filename_prefix"]),
             graph=comfy_bridge.graph_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo),
         )
         return await clip_values(clips)
+
+
+def _pairs(texts: Sequence[str], prefixes: Sequence[str]) -> list[tuple[str, str]]:
+    """Each id with its clip's prefix; the last prefix is repeated."""
+    _ids(texts)
+    if not prefixes:
+        raise InputError(
+            "filename_prefix is an empty list, so no clip has a name. Unplug it, or feed it."
+        )
+    return [
+        (one, prefixes[min(n, len(prefixes) - 1)])
+        for n, text in enumerate(texts)
+        if str(text).strip(" \t\r\n,;")
+        for one in _ids([text])
+    ]
 
 
 def _ids(texts: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ Shared by functions and not by inheritance: ComfyUI caches schema flags on the c
 """
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,6 +19,8 @@ from .core.kling import KlingRequest, Shot
 
 DEFAULT_PREFIX = "video/runcomfy-kling"
 SHOTS, OFF = "shots", "off"
+TEXTS = ("prompt", "negative_prompt", "model", "start_image_url", "filename_prefix")
+NUMBERS = ("duration", "cfg_scale", "seed")
 SHOT_COUNTS = range(2, kling.MAX_SHOTS + 1)
 Elements = io.Custom("KLING_ELEMENTS")
 
@@ -212,7 +215,22 @@ def orders(values: Mapping[str, Any], hidden: Any) -> list[Order]:
     return made
 
 
+def _kind_faults(one: Mapping[str, Any]) -> list[str]:
+    """What a list handed out that is no value of its input at all."""
+    found = []
+    for name in TEXTS:
+        if not isinstance(one[name], str):
+            found.append(f"{name} is {one[name]!r}, which is no text. Feed it texts only.")
+    for name in NUMBERS:
+        value = one[name]
+        if not isinstance(value, Real) or (name == "seed" and value % 1 != 0):
+            found.append(f"{name} is {value!r}, which is no number for it. Feed it numbers only.")
+    return found
+
+
 def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
+    if wrong := _kind_faults(one):
+        raise InputError("\n".join(wrong))
     shots, elements = _shots(one), one.get("elements") or ()
     found = _picture_faults(
         start_wired=one.get("start_image") is not None,

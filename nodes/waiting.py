@@ -50,7 +50,7 @@ async def run_jobs(node_id: str, orders: Sequence[Order]) -> list[Clip]:
     # the jobs start before the first await: a sampler may hold the loop from there on
     runner, connection = comfy_bridge.connect()
     jobs = runner.start_all(orders, connection)
-    failed = "were not made. Queue again to pay only for these."
+    failed = "are missing. Queue again: the others are saved and cost nothing more."
     return await _clips(node_id, runner, jobs, lambda: _call_off(runner, jobs), failed)
 
 
@@ -80,14 +80,20 @@ async def submit_jobs(node_id: str, orders: Sequence[Order]) -> list[str]:
 
 
 async def collect_jobs(
-    node_id: str, request_ids: Sequence[str], *, prefix: str, graph: Mapping[str, Any]
+    node_id: str, request_ids: Sequence[tuple[str, str]], *, graph: Mapping[str, Any]
 ) -> list[Clip]:
     """Wait for the clips of jobs that were sent before, by RunComfy's ids. Costs nothing.
+
+    ``request_ids`` are ids, each with the prefix of its clip.
 
     Stop ends the waiting only: the jobs go on. Raises RunComfyError as ``run_jobs``.
     """
     runner, connection = comfy_bridge.connect()
-    jobs = runner.collect(request_ids, connection, prefix=prefix, **graph)
+    jobs = [
+        job
+        for request_id, prefix in request_ids
+        for job in runner.collect([request_id], connection, prefix=prefix, **graph)
+    ]
     return await _clips(
         node_id,
         runner,
@@ -101,15 +107,16 @@ async def _clips(
     node_id: str, runner: JobRunner, jobs: list[Job], stop: Callable[[], str], failed: str
 ) -> list[Clip]:
     await _watch(node_id, jobs, stop, is_over=lambda job: job.ended, look_s=LOOK_S)
+    clips = [job.outcome for job in jobs if isinstance(job.outcome, Clip)]
+    # also where others failed: the next queue has these, and must not point at them as lost
+    await asyncio.to_thread(lambda: [runner.collected(clip) for clip in clips])
     try:
         _raise_faults([job.outcome for job in jobs], failed)
     except errors.RunComfyError as error:
         comfy_bridge.show(node_id, str(error))
         raise
-    clips = [job.outcome for job in jobs if isinstance(job.outcome, Clip)]
     for clip in clips:
         comfy_bridge.hand_out(clip)
-    await asyncio.to_thread(lambda: [runner.collected(clip) for clip in clips])
     comfy_bridge.show(node_id, _summary(jobs, clips))
     return clips
 
@@ -139,6 +146,9 @@ async def _watch(
 
         for job in jobs:
             job.waiter().add_done_callback(tell)
+            if job.progress.in_line:  # nobody could stop it any more
+                job.stop_requested.set()
+                job.wake.set()
 
     try:
         while not all(is_over(job) for job in jobs):
@@ -160,7 +170,10 @@ async def _watch(
         if stopping:  # which goes on in the background
             raise
         # Stop, seen by another node first, or a failed neighbour: only the first ends the jobs
-        comfy_bridge.show(node_id, "Ended by another node. What was sent goes on at RunComfy.")
+        comfy_bridge.show(
+            node_id,
+            "Ended by another node. What was sent goes on at RunComfy. What is in line ends.",
+        )
         if comfy_bridge.interrupted():
             _in_background(stop_and_tell)
         else:
@@ -262,9 +275,14 @@ def _summary(jobs: Sequence[Job], clips: Sequence[Clip]) -> str:
     if len(parts) == 1:
         return parts[0]
     pairs = zip(jobs, clips, strict=True)
-    paid_usd = sum(0 if clip.reused else clip.cost_usd or job.price_usd for job, clip in pairs)
+    paid_usd = [
+        0.0 if clip.reused else job.price_usd or None if clip.cost_usd is None else clip.cost_usd
+        for job, clip in pairs
+    ]
     # a node shows the first lines only
-    head = f"{len(clips)} clips saved, ${paid_usd:.2f}"
+    head = f"{len(clips)} clips saved"
+    if None not in paid_usd:
+        head += f", ${sum(filter(None, paid_usd)):.2f}"
     if jobs[0].connection.is_rehearsal:
         head = f"{len(clips)} clips saved, $0 in a rehearsal"
     return "\n".join([head, *(f"{n} · {part}" for n, part in enumerate(parts, 1))])

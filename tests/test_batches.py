@@ -168,7 +168,10 @@ def test_one_failed_clip_leaves_the_others_and_only_it_is_paid_again(engine, api
     before = set(engine.output.rglob("*.mp4"))
     outcome = engine.run(prompt)
     first, second, *rest = outcome.error.splitlines()
-    assert first == "1 of 4 clips were not made. Queue again to pay only for these."
+    assert (
+        first
+        == "1 of 4 clips are missing. Queue again: the others are saved and cost nothing more."
+    )
     assert second.startswith("Clip ") and "too dark" in second and not rest
     assert len(set(engine.output.rglob("*.mp4")) - before) == 3
     assert len(api.submissions) == 4

@@ -115,9 +115,9 @@ def test_what_such_a_clip_really_cost_is_known(ledger):
     ended(ledger, "b", JobState.COMPLETED, cost_usd=1.1)
     ended(ledger, "silent", JobState.COMPLETED, cost_usd=0.8, payload={"generate_audio": False})
     ended(ledger, "longer", JobState.COMPLETED, cost_usd=1.9, duration_s=15)
-    assert ledger.paid_usd("kling/x", 10, True) == 1.1
-    assert ledger.paid_usd("kling/x", 10, False) == 0.8
-    assert ledger.paid_usd("kling/x", 5, True) is None
+    assert ledger.paid_usd(NEW.origin, "kling/x", 10, True) == 1.1
+    assert ledger.paid_usd(NEW.origin, "kling/x", 10, False) == 0.8
+    assert ledger.paid_usd(NEW.origin, "kling/x", 5, True) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
-from node_case import SEEDS, prompt_of
+from node_case import SEEDS, Threads, prompt_of
 from pack.nodes.rehearsal import Fault, FaultKind
 from pack.nodes.rehearsal.api import Api
 from runner_case import quick, until
@@ -19,7 +19,7 @@ from runner_case import quick, until
 SUBMIT = Api._submit
 STATES = ("submitting", "in_queue", "in_progress", "downloading")
 LONG_S = 60.0
-GOES_ON = "Ended by another node. What was sent goes on at RunComfy."
+GOES_ON = "Ended by another node. What was sent goes on at RunComfy. What is in line ends."
 CANCELLED = "Stopped. The job was still queued at RunComfy and is cancelled: no charge."
 CHARGED = "Stopped. Kling was already rendering: that cannot be cancelled and is charged"
 MADE = "Stopped. The clip was already made (about $0.38) and is being saved"
@@ -74,6 +74,7 @@ class Stage:
 
     def __init__(self, engine, api, gate, nodes=1, beside=None):
         self.engine, self.api, self.gate = engine, api, gate
+        self.threads = Threads()
         self.folder = engine.output / f"table{next(SEEDS)}"
         self.prompt = prompt_of(engine, filename_prefix=f"{self.folder.name}/clip")
         self.kling = ["2", "5"][:nodes]
@@ -123,7 +124,7 @@ class Stage:
     def saved(self, count):
         """Wait for so many clips, and for the end of all jobs."""
         until(lambda: len(list(self.folder.glob("*.mp4"))) >= count, 20)
-        until(lambda: not any(one.name.startswith("runcomfy-job") for one in threading.enumerate()))
+        until(lambda: not self.threads.named("runcomfy-job"))
 
     def ran(self):
         """What it has come to by now."""

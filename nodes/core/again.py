@@ -196,6 +196,8 @@ class Attacher:
                 self._collector.record(job, row, JobState.DOWNLOADING)
             self._collector.record(job, row, JobState.COMPLETED)
             return _tell(clip, said.reused, said)
+        if not job.is_awaited and row.account != job.connection.transport.account:
+            raise _of_another_account(row)  # nobody would wait to hear it
         how = said.fetched if row.path else said.collected
         if row.state == JobState.COMPLETED:
             self._ledger.reopen(row.id)
@@ -209,13 +211,9 @@ class Attacher:
         try:
             clip = self._collector.collect(job, row, str(row.request_id), is_new=is_new)
         except (errors.AuthError, errors.ResultExpired):
-            if row.account == job.connection.transport.account:
+            if row.account == job.connection.transport.account or not said.is_free:
                 raise
-            raise errors.InputError(
-                "This very request was already sent with another RunComfy account. Collect it with "
-                "that account's token, or change the seed to pay for it with this one.",
-                request_id=row.request_id,
-            ) from None
+            raise _of_another_account(row) from None
         return _tell(clip, how, said)
 
 
@@ -224,6 +222,14 @@ def _sent_before(row: Row) -> errors.SubmitUnknown:
         "This very request was sent before, but no clear answer came back. It may be running and "
         "may be charged, so it is not sent again by itself. Look for it on RunComfy's Generations "
         "page; to pay for a new take, change the seed.",
+        request_id=row.request_id,
+    )
+
+
+def _of_another_account(row: Row) -> errors.InputError:
+    return errors.InputError(
+        "This very request was already sent with another RunComfy account. Collect it with that "
+        "account's token, or change the seed to pay for it with this one.",
         request_id=row.request_id,
     )
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from .errors import BudgetExceeded
 from .ledger_schema import NOW, jobs
-from .states import AT_RUNCOMFY, JobState
+from .states import AT_RUNCOMFY, NOT_BINDING, JobState
 
 DAY_S = 86400
 CENT = 0.005
@@ -19,11 +19,11 @@ def check(conn: sa.Connection, origin: str, this_usd: float, limit_usd: float) -
     """Raise BudgetExceeded if ``this_usd`` more would pass the limit of the day."""
     now = float(conn.execute(sa.select(NOW)).scalar_one())
     running = sa.case((jobs.c.state.in_(_RUNNING), jobs.c.price_usd), else_=0.0)
-    real = sa.func.coalesce(jobs.c.cost_usd, 0.0)  # of a job that failed, where RunComfy says so
+    real = sa.func.coalesce(jobs.c.cost_usd, 0.0)  # without a clip, where RunComfy says so
     likely = sa.func.coalesce(jobs.c.cost_usd, jobs.c.price_usd)
     spent = sa.case(
         (jobs.c.state.in_(_PAID), likely),
-        (jobs.c.state == JobState.FAILED.value, real),
+        (jobs.c.state.in_([state.value for state in NOT_BINDING]), real),
         else_=0.0,
     )
     running_usd, spent_usd = conn.execute(

@@ -207,7 +207,9 @@ class RunComfyClient:
                 )
             queued = last.state == State.IN_QUEUE
             rhythm = pause_s(poll_s, now - (started if queued else running_since), queued)
-            wait(max(pause, rhythm, backoff.left_s()))
+            wait(max(pause, rhythm, backoff.question_s()))
+            while held_s := backoff.question_s():  # meanwhile another job may have been told so
+                wait(held_s)
             polls += 1
 
     def _job_status(self, request_id: str, body: Mapping[str, Any]) -> JobStatus:

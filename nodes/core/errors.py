@@ -45,6 +45,9 @@ class RunComfyError(Exception):
         return message
 
 
+RunComfyError.__module__ = "runcomfy"  # it is raised itself, too
+
+
 class ConfigError(RunComfyError):
     """No token, or a setting with a value that cannot be used."""
 

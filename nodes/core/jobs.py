@@ -30,7 +30,7 @@ from .live import Live
 from .places import Places
 from .prices import estimate_usd
 from .rows import Row
-from .send import Sender
+from .send import Sender, check_room
 from .slots import Slots
 from .states import ENDED, JobState
 from .uploads import Uploads
@@ -185,7 +185,10 @@ class JobRunner:
         for job, draft in zip(jobs, drafts, strict=True):
             if job.is_awaited and job.is_new:
                 self._slots.line_up(job)
-            self._begin(job, partial(self._make, job, [draft]))
+            try:
+                self._begin(job, partial(self._make, job, [draft]))
+            except RuntimeError as error:  # no more threads: nobody stays in line
+                self._end(job, _as_outcome(error))
         drafts.clear()
 
     def _admit(self, jobs: list[Job], drafts: list[Draft], connection: Connection) -> None:
@@ -196,6 +199,7 @@ class JobRunner:
             if row is not None:
                 job.price_usd = row.price_usd
                 continue
+            check_room(connection.uploader, draft.order)
             if draft.order.start_image is None:
                 self.uploads.check_alive(draft.order.start_image_url, "start_image_url")
             job.price_usd = self._estimate_usd(draft, connection)
@@ -224,19 +228,28 @@ class JobRunner:
                     ) from None
                 log.info("estimate by the price table alone: %s", error)
         paid_usd = self._ledger.paid_usd(
-            request.model_id, request.duration_s, request.generate_audio
+            connection.transport.origin,
+            request.model_id,
+            request.duration_s,
+            request.generate_audio,
         )
         return estimate_usd(request, base, paid_usd)
 
     def _make(self, job: Job, box: list[Draft]) -> Clip:
         row, request_id = self._send(job, box[0])
+        prefix = box[0].order.prefix
         if request_id is None:
+            live = self._live.get(row.id)
+            if live is None or live.stopped is None:
+                box.clear()  # as below: only what was stopped may have to be sent
             try:
-                return self._attacher.attach(job, row, box[0].order.prefix)
+                return self._attacher.attach(job, row, prefix)
             except StoppedBefore:  # it was cancelled for an earlier prompt, not for this one
+                if not box:
+                    raise
                 row, request_id = self._send(job, box[0])
         if request_id is None:
-            return self._attacher.attach(job, row, box[0].order.prefix)
+            return self._attacher.attach(job, row, prefix)
         box.clear()  # pictures are not kept until clips arrive
         clip = self._collector.collect(job, row, request_id, is_new=True)
         if not job.is_awaited:  # it is where it was to go
@@ -248,13 +261,18 @@ class JobRunner:
         row = self._ledger.find(draft.identity.full)
         if row is None:
             self._wait_in_line(job)
+            row = self._ledger.find(draft.identity.full)  # another may have sent it meanwhile
+        if row is None:
             row, request_id = self._sender.send(job, draft)
             if request_id is not None:
                 return row, request_id
+        job.is_new, job.price_usd = False, row.price_usd
         self._slots.leave(job)
         return row, None
 
     def _wait_in_line(self, job: Job) -> None:
+        if job.is_awaited:  # also what seemed to be paid before, and is not
+            self._slots.line_up(job)
         while place := self._slots.enter(job, job.connection.max_concurrent):
             if job.stop_requested.is_set():
                 raise errors.JobCancelled(stop.NOT_SENT)

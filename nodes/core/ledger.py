@@ -226,11 +226,14 @@ class Ledger:
             found = conn.execute(query).first()
             return row_of(found) if found else None
 
-    def paid_usd(self, model_id: str, duration_s: float, generate_audio: bool) -> float | None:
+    def paid_usd(
+        self, origin: str, model_id: str, duration_s: float, generate_audio: bool
+    ) -> float | None:
         """What the newest clip of this model, length and sound really cost, if there was one."""
         query = (
             sa.select(jobs)
             .where(
+                jobs.c.origin == origin,  # what a rehearsal says is no cost
                 jobs.c.model_id == model_id,
                 jobs.c.duration_s == duration_s,
                 jobs.c.state == JobState.COMPLETED.value,

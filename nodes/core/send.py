@@ -4,11 +4,13 @@ Nothing is sent that the ledger has not taken, and nothing twice: what may have 
 sent again.
 """
 
+import hashlib
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from . import errors, stop
@@ -57,6 +59,31 @@ def room_for_pictures(uploader: Uploader, videos: Sequence[VideoFile], pictures:
     return left
 
 
+def check_room(uploader: Uploader, order: Order) -> None:
+    """Raise InputError if the elements' videos leave no room for what else is sent."""
+    videos = [one.video for one in order.elements if one.video]
+    room_for_pictures(uploader, videos, _copies(order).total())
+
+
+def _copies(order: Order) -> Counter[int]:
+    """How often each picture goes into the request, by its Python id."""
+    sent = [order.start_image, order.end_image]
+    sent += [image for one in order.elements for image in (one.frontal, *one.references)]
+    return Counter(id(image) for image in sent if image is not None)
+
+
+def _unchanged(file: VideoFile) -> bytes:
+    """The bytes that the request was named by: its job may have stood in line for long."""
+    with suppress(OSError):
+        data = file.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == file.sha256:
+            return data
+    raise errors.InputError(
+        f"The element's video {file.path.name} was changed or removed while its job waited, so "
+        "nothing was sent. Queue again."
+    )
+
+
 class Sender:
     """Sends jobs of one ledger."""
 
@@ -92,6 +119,7 @@ class Sender:
         if job.stop_requested.is_set():
             raise errors.JobCancelled(stop.NOT_SENT)
         row, is_ours = self._claim(job, draft, payload)
+        job.is_new = is_ours
         if not is_ours:
             return row, None
         return row, self._post(job, row, order.request.model_id, payload)
@@ -115,9 +143,7 @@ class Sender:
             id(image): images.check(image, name) for image, name in wired if image is not None
         }
         videos = {id(one.video): one.video for one in order.elements if one.video}
-        sent = [order.start_image, order.end_image]
-        sent += [image for one in order.elements for image in (one.frontal, *one.references)]
-        copies = Counter(id(image) for image in sent if image is not None)
+        copies = _copies(order)
         left = room_for_pictures(uploader, list(videos.values()), copies.total())
         encoded = encode_all(
             list(pictures.values()),
@@ -131,7 +157,7 @@ class Sender:
             job.notes += one.notes
             urls[key] = self._put(job, one.data, one.content_type)
         for key, file in videos.items():
-            urls[key] = self._put(job, file.path.read_bytes(), "video/mp4")
+            urls[key] = self._put(job, _unchanged(file), "video/mp4")
         return urls
 
     def _put(self, job: Job, data: bytes, content_type: str) -> str:

@@ -19,9 +19,10 @@ class Slots:
         self._inside: set[Job] = set()
 
     def line_up(self, job: Job) -> None:
-        """Join the end of the line."""
+        """Join the end of the line, if it is neither in it nor past it."""
         with self._lock:
-            self._line.append(job)
+            if job not in self._inside and job not in self._line:
+                self._line.append(job)
 
     def enter(self, job: Job, limit: int) -> int:
         """Take a place if it is this job's turn.
