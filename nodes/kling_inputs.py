@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from . import comfy_bridge
 from .core import kling
 from .core.draft import clip_number
-from .core.elements import mention_faults
+from .core.elements import Element, mention_faults
 from .core.errors import InputError
 from .core.job import Order
 from .core.kling import KlingRequest, Shot
@@ -218,20 +218,25 @@ def orders(values: Mapping[str, Any], hidden: Any) -> list[Order]:
 def _kind_faults(one: Mapping[str, Any]) -> list[str]:
     """What a list handed out that is no value of its input at all."""
     found = []
-    for name in TEXTS:
+    shots = range(1, 1 + _shot_count(one))
+    for name in (*TEXTS, *(f"shot_{n}_prompt" for n in shots)):
         if not isinstance(one[name], str):
             found.append(f"{name} is {one[name]!r}, which is no text. Feed it texts only.")
-    for name in NUMBERS:
+    whole = ["seed", *(f"shot_{n}_duration" for n in shots)]
+    for name in (*NUMBERS, *whole[1:]):
         value = one[name]
-        if not isinstance(value, Real) or (name == "seed" and value % 1 != 0):
+        if not isinstance(value, Real) or (name in whole and value % 1 != 0):
             found.append(f"{name} is {value!r}, which is no number for it. Feed it numbers only.")
+    if not all(isinstance(element, Element) for element in one.get("elements") or ()):
+        found.append("elements takes what Kling Element gives. Wire that to it.")
     return found
 
 
 def _order(one: Mapping[str, Any], graph: Mapping[str, Any]) -> Order:
     if wrong := _kind_faults(one):
         raise InputError("\n".join(wrong))
-    shots, elements = _shots(one), one.get("elements") or ()
+    shots = tuple(Shot(shot.prompt, int(shot.duration_s or 0)) for shot in _shots(one))
+    elements = one.get("elements") or ()
     found = _picture_faults(
         start_wired=one.get("start_image") is not None,
         url=one["start_image_url"],
@@ -294,13 +299,16 @@ def _check_choice(hidden: Any) -> None:
         raise InputError(f"shots is {typed!r}. Choose one of {', '.join(choices)}.")
 
 
+def _shot_count(one: Mapping[str, Any]) -> int:
+    chosen = one.get(SHOTS) or OFF
+    return 0 if chosen == OFF else int(str(chosen).split()[0])
+
+
 def _shots(one: Mapping[str, Any]) -> tuple[Shot, ...]:
     """The shots of one clip, as far as they are known."""
-    chosen = one.get(SHOTS) or OFF
-    count = 0 if chosen == OFF else int(str(chosen).split()[0])
     return tuple(
         Shot(one.get(f"shot_{n}_prompt"), one.get(f"shot_{n}_duration"))
-        for n in range(1, count + 1)
+        for n in range(1, 1 + _shot_count(one))
     )
 
 

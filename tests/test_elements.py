@@ -207,7 +207,7 @@ def test_another_container_is_written_out_as_mp4(engine, api, clip, tmp_path):
 @pytest.mark.parametrize(
     ("frames", "size", "said"),
     [
-        (48, (800, 720), "The video lasts 2.0 s; an element's lasts 3 to 10 s"),
+        (48, (800, 720), "The video lasts 2.00 s; an element's lasts 3 to 10 s"),
         (96, (640, 480), "The video is 640 × 480 px; each side of an element's must have 720"),
     ],
 )
@@ -232,3 +232,30 @@ def test_a_video_that_is_too_large_for_the_request_names_the_other_ways(engine, 
     error = engine.run(video_element(engine, path)).error
     assert "RUNCOMFY_OBJECT_STORE_URL" in error and "Nothing was charged" in error
     assert api.submissions == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("@Elemento1 bebe", "The prompt says @Elemento1. An element is named such as @Element1."),
+        ("@Element_1 drinks", "The prompt says @Element_1."),
+        ("@Element01 drinks", "The prompt says @Element01."),
+        ("mail me@element1.com", None),
+        ("@Element1喝茶", None),
+    ],
+)
+def test_a_mention_that_is_nearly_one_is_refused(text, said):
+    from pack.nodes.core.elements import mention_faults
+
+    found = mention_faults({"The prompt": text}, 1)
+    assert found == [] if said is None else found[0].startswith(said)
+
+
+def test_a_video_of_odd_sides_that_has_to_be_written_out_says_what_to_do(engine, api):
+    prompt = graph(engine, {"video": ["made", 0]}, prompt="@Element1")
+    sizes = {"width": 721, "height": 723, "count": 73, "shade": 0.5}
+    prompt["frames"] = {"class_type": "TestPicture", "inputs": sizes}
+    prompt["made"] = {"class_type": "CreateVideo", "inputs": {"images": ["frames", 0], "fps": 24.0}}
+    error = engine.run(prompt).error
+    assert "721 × 723 px; to be written as MP4 it needs even sides" in error
+    assert api.requests == []

@@ -128,7 +128,7 @@ def test_comfyui_ends_with_what_started_it(start: Start, how: str) -> None:
     serving = start()
     serving.wait_until_up()
     serving.process.send_signal(getattr(signal, how))
-    code = serving.process.wait(timeout=30)
+    code = serving.process.wait(timeout=60)
     assert serving.has_left()
     assert code == (-signal.SIGKILL if how == "SIGKILL" else 0)
     assert "Stopped server" in serving.said()

@@ -131,3 +131,22 @@ def test_what_is_not_known_yet_is_no_fault():
 def test_all_shots_of_one_length_fill_the_clip():
     request = KlingRequest("", duration_s=15, shots=tuple(Shot(f"{n}", 3) for n in range(5)))
     assert request.payload("u")["prompt"] == "0 1 2 3 4"
+
+
+@pytest.mark.parametrize("value", [None, "5", [5], 4.5])
+def test_a_shots_length_of_the_wrong_kind_is_refused_before_any_request(engine, api, value):
+    class Odd:
+        RETURN_TYPES, FUNCTION = ("*",), "run"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {}}
+
+        def run(self):
+            return (value,)
+
+    engine.nodes.NODE_CLASS_MAPPINGS["TestOdd"] = Odd
+    prompt = prompt_of(engine, duration=10, **{**THREE, "shots.shot_2_duration": ["5", 0]})
+    prompt["5"] = {"class_type": "TestOdd", "inputs": {}}
+    assert "shot_2_duration is" in engine.run(prompt).error
+    assert api.requests == []

@@ -31,6 +31,7 @@ class Host:
     """A host that counts, on a server of its own that gives what was uploaded."""
 
     name, max_bytes = "object_store", 1 << 30
+    max_video_bytes, max_total_bytes = 1 << 30, None
 
     def __init__(self, lives_s=86400.0, reuse_key="bucket", cleans_up=False):
         self.lives_s, self.reuse_key, self.cleans_up = lives_s, reuse_key, cleans_up

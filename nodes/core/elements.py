@@ -17,7 +17,8 @@ from .media import images, video
 if TYPE_CHECKING:
     import torch
 
-_MENTION = re.compile(r"@element(\d+)", re.IGNORECASE)
+_MENTION = re.compile(r"(?<!\w)@element([1-9]\d*)(?![0-9A-Za-z])", re.IGNORECASE | re.ASCII)
+_NEAR_MISS = re.compile(r"(?<!\w)[@\uff20]elemento?[ _]?\d+", re.IGNORECASE)
 _LARGE_BYTES = 100_000_000  # RunComfy's page advises no larger videos
 
 
@@ -78,8 +79,9 @@ def video_element(file: VideoFile) -> Element:
     found = []
     if not shortest <= info.duration_s <= longest:
         found.append(
-            f"The video lasts {info.duration_s:.1f} s; an element's lasts {shortest:g} to "
-            f"{longest:.0f} s. Cut it with Video Slice first."
+            f"The video lasts {info.duration_s:.2f} s; an element's lasts {shortest:g} to "
+            f"{longest:.0f} s. "
+            + ("Take a longer one." if info.duration_s < shortest else "Cut it with Trim Video.")
         )
     if not (least_px <= min(info.width, info.height) and max(info.width, info.height) <= most_px):
         found.append(
@@ -157,6 +159,9 @@ def mention_faults(texts: Mapping[str, str], count: int) -> list[str]:
     """
     found = []
     for name, text in texts.items():
+        for word in _NEAR_MISS.findall(text):
+            if not _MENTION.fullmatch(word):
+                found.append(f"{name} says {word}. An element is named such as @Element1.")
         for number in sorted(_mentioned(text)):
             if not 1 <= number <= count:
                 words = {0: "no element is", 1: "only one element is"}

@@ -48,7 +48,7 @@ def room_for_pictures(uploader: Uploader, videos: Sequence[VideoFile], pictures:
     Raises:
         InputError: A video is too large for the host, or leaves the pictures no room.
     """
-    sizes = [file.path.stat().st_size for file in videos]
+    sizes = [_size(file) for file in videos]
     left = None if uploader.max_total_bytes is None else uploader.max_total_bytes - sum(sizes)
     tight = left is not None and left < pictures * LEAST_PICTURE_BYTES
     if tight or any(size > uploader.max_video_bytes for size in sizes):
@@ -72,16 +72,27 @@ def _copies(order: Order) -> Counter[int]:
     return Counter(id(image) for image in sent if image is not None)
 
 
+def _size(file: VideoFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:
+        raise _gone(file) from None
+
+
+def _gone(file: VideoFile) -> errors.InputError:
+    return errors.InputError(
+        f"The element's video {file.path.name} was changed or removed, so nothing was sent. Change "
+        "something on its Kling Element and queue again."
+    )
+
+
 def _unchanged(file: VideoFile) -> bytes:
     """The bytes that the request was named by: its job may have stood in line for long."""
     with suppress(OSError):
         data = file.path.read_bytes()
         if hashlib.sha256(data).hexdigest() == file.sha256:
             return data
-    raise errors.InputError(
-        f"The element's video {file.path.name} was changed or removed while its job waited, so "
-        "nothing was sent. Queue again."
-    )
+    raise _gone(file)
 
 
 class Sender:
