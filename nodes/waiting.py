@@ -25,6 +25,10 @@ NO_ANSWER = (
     "Stopped, but RunComfy has not answered yet. If it takes the job, the job is called off where "
     "that is possible; else it is charged and its clip is saved to the output folder."
 )
+LOST_IN_A_BATCH = (
+    "Where the answer was lost, run that picture alone with another seed: a new seed here would "
+    "pay for all of them again."
+)
 NOT_SENT = (JobState.PREPARING, JobState.SUBMITTING)
 
 log = logging.getLogger("runcomfy")
@@ -50,7 +54,7 @@ async def run_jobs(node_id: str, orders: Sequence[Order]) -> list[Clip]:
     # the jobs start before the first await: a sampler may hold the loop from there on
     runner, connection = comfy_bridge.connect()
     jobs = runner.start_all(orders, connection)
-    failed = "are missing. Queue again: the others are saved and cost nothing more."
+    failed = ("are missing", "saved", "Queue again: only what is missing is sent.")
     return await _clips(node_id, runner, jobs, lambda: _call_off(runner, jobs), failed)
 
 
@@ -65,10 +69,19 @@ async def submit_jobs(node_id: str, orders: Sequence[Order]) -> list[str]:
     await _watch(
         node_id, jobs, lambda: _call_off(runner, jobs), is_over=_is_sent, look_s=SENT_LOOK_S
     )
-    _raise_faults(
-        [job.outcome if _is_unsent(job) else None for job in jobs],
-        "were not sent. Queue again to send only these.",
-    )
+    try:
+        _raise_faults(
+            [job.outcome if _is_unsent(job) else None for job in jobs],
+            "were not sent",
+            "sent, their ids are below",
+            "Queue again: only what is missing is sent.",
+        )
+    except errors.RunComfyError as error:
+        sent = {n: _request_id(job) for n, job in enumerate(jobs, 1) if not _is_unsent(job)}
+        ids = [f"Clip {n}: sent, request {request_id}" for n, request_id in sent.items()]
+        said = "\n".join([str(error), *ids])
+        comfy_bridge.show(node_id, said)
+        raise (errors.RunComfyError(said) if ids else error) from None
     ids = [str(_request_id(job)) for job in jobs]
     sent = [job for job in jobs if job.is_new]
     said = [f"Sent {_count(sent)}, {_price_text(sent)}."] if sent else []
@@ -99,19 +112,23 @@ async def collect_jobs(
         runner,
         jobs,
         lambda: "Stopped waiting. The jobs go on; their clips are saved when they are ready.",
-        "could not be collected. The others are saved.",
+        ("could not be collected", "saved", ""),
     )
 
 
 async def _clips(
-    node_id: str, runner: JobRunner, jobs: list[Job], stop: Callable[[], str], failed: str
+    node_id: str,
+    runner: JobRunner,
+    jobs: list[Job],
+    stop: Callable[[], str],
+    failed: tuple[str, str, str],
 ) -> list[Clip]:
     await _watch(node_id, jobs, stop, is_over=lambda job: job.ended, look_s=LOOK_S)
     clips = [job.outcome for job in jobs if isinstance(job.outcome, Clip)]
     # also where others failed: the next queue has these, and must not point at them as lost
     await asyncio.to_thread(lambda: [runner.collected(clip) for clip in clips])
     try:
-        _raise_faults([job.outcome for job in jobs], failed)
+        _raise_faults([job.outcome for job in jobs], *failed)
     except errors.RunComfyError as error:
         comfy_bridge.show(node_id, str(error))
         raise
@@ -209,20 +226,30 @@ def _check_count(orders: Sequence[Order]) -> None:
         )
 
 
-def _raise_faults(outcomes: Sequence[Clip | errors.RunComfyError | None], what: str) -> None:
-    """Raise what failed: as it is where it is one and the same, else by number."""
+def _raise_faults(
+    outcomes: Sequence[Clip | errors.RunComfyError | None], what: str, kept: str, retry: str
+) -> None:
+    """Raise what failed: as it is where it is one and the same, else by number.
+
+    Args:
+        outcomes: One a job; None for one that is well so far.
+        what: Such as ``are missing``.
+        kept: What the others are, such as ``saved``.
+        retry: What to do about those that are surely not paid.
+    """
     faults = {n: end for n, end in enumerate(outcomes, 1) if isinstance(end, errors.RunComfyError)}
     if not faults:
         return
-    first = next(iter(faults.values()))
-    if len(outcomes) == 1 or (
-        all(fault is first for fault in faults.values()) and len(faults) == len(outcomes)
-    ):
+    count, first = len(outcomes), next(iter(faults.values()))
+    if count == 1 or (len(faults) == count and all(fault is first for fault in faults.values())):
         raise first
-    lines = [f"{clip_number(n, len(outcomes))}{fault}" for n, fault in faults.items()]
-    raise errors.RunComfyError(
-        "\n".join([f"{len(faults)} of {len(outcomes)} clips {what}", *lines])
-    )
+    others = "" if len(faults) == count else f", the others are {kept}"
+    head = [f"{len(faults)} of {count} clips {what}{others}."]
+    lost = [isinstance(fault, errors.SubmitUnknown) for fault in faults.values()]
+    head += [retry] if retry and not all(lost) else []
+    head += [LOST_IN_A_BATCH] if any(lost) else []
+    lines = [f"{clip_number(n, count)}{fault}" for n, fault in faults.items()]
+    raise errors.RunComfyError("\n".join([" ".join(head), *lines]))
 
 
 def _request_id(job: Job) -> str | None:
@@ -246,7 +273,13 @@ def _text(jobs: Sequence[Job]) -> str:
         line, _, note = jobs[0].text().partition("\n")
         price = "" if jobs[0].is_new is None else f" · {_price_text(jobs)}"
         return f"{line}{price}\n{note}".rstrip()
-    head = f"{sum(job.ended for job in jobs)} of {len(jobs)} clips done"
+    failed = sum(isinstance(job.outcome, errors.RunComfyError) for job in jobs)
+    if jobs[0].is_awaited:
+        done = sum(isinstance(job.outcome, Clip) for job in jobs)
+        head = f"{done} of {len(jobs)} clips saved"
+    else:
+        head = f"{sum(_is_sent(job) for job in jobs) - failed} of {len(jobs)} jobs sent"
+    head += f", {failed} failed" if failed else ""
     if all(job.is_new is not None for job in jobs):
         head += f" · {_price_text(jobs)}"
     lines = [f"{n} · {_line(job)}" for n, job in enumerate(jobs, 1)]
@@ -283,6 +316,11 @@ def _summary(jobs: Sequence[Job], clips: Sequence[Clip]) -> str:
     head = f"{len(clips)} clips saved"
     if None not in paid_usd:
         head += f", ${sum(filter(None, paid_usd)):.2f}"
+    if jobs[0].is_new is None:  # collected by their ids
+        costs = {clip.request_id: clip.cost_usd for clip in clips}
+        head = f"{len(clips)} clips saved, $0 now"
+        if None not in costs.values():
+            head += f"; they cost ${sum(filter(None, costs.values())):.2f} when they were sent"
     if jobs[0].connection.is_rehearsal:
         head = f"{len(clips)} clips saved, $0 in a rehearsal"
     return "\n".join([head, *(f"{n} · {part}" for n, part in enumerate(parts, 1))])
@@ -294,7 +332,7 @@ def _clip_text(job: Job, clip: Clip) -> str:
     elif job.connection.is_rehearsal:
         cost = "rehearsal, nothing charged"
     elif clip.cost_usd is not None:
-        cost = f"cost ${clip.cost_usd:.2f}"
+        cost = f"cost ${clip.cost_usd:.2f}" + (" when sent" if job.is_new is None else "")
     else:
         cost = job.price_text if job.price_usd else "cost unknown"
     info = f"{clip.info.duration_s:.1f} s, {clip.info.width} × {clip.info.height}, {cost}"

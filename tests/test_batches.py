@@ -169,10 +169,7 @@ def test_one_failed_clip_leaves_the_others_and_only_it_is_paid_again(engine, api
     before = set(engine.output.rglob("*.mp4"))
     outcome = engine.run(prompt)
     first, second, *rest = outcome.error.splitlines()
-    assert (
-        first
-        == "1 of 4 clips are missing. Queue again: the others are saved and cost nothing more."
-    )
+    assert first.startswith("1 of 4 clips are missing, the others are saved. Queue again: only")
     assert second.startswith("Clip ") and "too dark" in second and not rest
     assert len(set(engine.output.rglob("*.mp4")) - before) == 3
     assert len(api.submissions) == 4
@@ -181,6 +178,28 @@ def test_one_failed_clip_leaves_the_others_and_only_it_is_paid_again(engine, api
     assert len(api.submissions) == 5
     assert "about $0.25 for 1 new" in "\n".join(text for _, text in again.texts)
     assert len(set(again.outputs["2"][2])) == 4
+
+
+def test_a_lost_reply_in_a_batch_asks_for_no_second_payment(engine, api):
+    api.plan(Fault(FaultKind.LOST_REPLY))
+    prompt = batch_of(engine, [torch.stack(shades(2))])
+    for _ in range(2):
+        head, line = engine.run(prompt).error.splitlines()
+        assert head.startswith("1 of 2 clips are missing, the others are saved. Where the answer")
+        assert "Queue again" not in head
+        assert "may be charged" in line
+    assert len(api.submissions) == 2
+
+
+def test_a_submit_that_fails_in_part_shows_the_ids_of_what_was_sent(engine, api):
+    api.plan(Fault(FaultKind.LOST_REPLY))
+    prompt = batch_of(engine, [torch.stack(shades(2))])
+    prompt["2"]["class_type"] = "RunComfyKlingSubmit"
+    outcome = engine.run(prompt)
+    assert "1 of 2 clips were not sent, the others are sent" in outcome.error
+    known = [one.request_id for one in api.submissions if one.request_id in outcome.error]
+    assert len(known) == 1
+    assert outcome.texts[-1][1] == outcome.error
 
 
 def test_stop_in_a_batch_says_what_became_of_which(engine, api):

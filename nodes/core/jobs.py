@@ -193,6 +193,7 @@ class JobRunner:
 
     def _admit(self, jobs: list[Job], drafts: list[Draft], connection: Connection) -> None:
         """Price what is new and hold it against the budget, before the first of them is sent."""
+        own = {draft.identity.full for draft in drafts}
         for job, draft in zip(jobs, drafts, strict=True):
             row = self._ledger.find(draft.identity.full)
             job.is_new = row is None
@@ -204,7 +205,9 @@ class JobRunner:
                 self.uploads.check_alive(draft.order.start_image_url, "start_image_url")
             job.price_usd = self._estimate_usd(draft, connection)
             near = self._ledger.find_near(draft.identity.near, draft.identity.full)
-            if near is not None and near.request_id and self._live.get(near.id) is None:
+            if near is None or near.identity in own or self._live.get(near.id) is not None:
+                continue
+            if near.request_id:
                 job.notes.append(
                     f"Request {near.request_id} differs from this one in its pixels only and was "
                     "never collected. Did the picture change by itself? Its clip can still be "
