@@ -77,6 +77,8 @@ class Serving:
             stdout=self._said.open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # a shell that runs these tests in its background has them ignore Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_until_up(self) -> None:
