@@ -103,9 +103,8 @@ async def collect_jobs(
     """
     runner, connection = comfy_bridge.connect()
     jobs = [
-        job
+        runner.collect(request_id, connection, prefix=prefix, **graph)
         for request_id, prefix in request_ids
-        for job in runner.collect([request_id], connection, prefix=prefix, **graph)
     ]
     return await _clips(
         node_id,

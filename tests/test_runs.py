@@ -263,7 +263,7 @@ def test_collect_of_an_unknown_id_with_another_token_says_so(runner, rehearsal, 
     monkeypatch.setattr("pack.nodes.core.again.NEW_REQUEST_GRACE_S", 0.0)
     said = []
     for token in (rehearsal.token, "other"):
-        (job,) = runner.collect(["nonsense"], connect(rehearsal, token=token), prefix="clip")
+        job = runner.collect("nonsense", connect(rehearsal, token=token), prefix="clip")
         said.append(str(job.waiter().exception(30)))
     assert "knows no request" in said[0]
     assert "change the seed" not in said[1], said[1]

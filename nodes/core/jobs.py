@@ -113,30 +113,27 @@ class JobRunner:
 
     def collect(
         self,
-        request_ids: Sequence[str],
+        request_id: str,
         connection: Connection,
         *,
         prefix: str,
         prompt: Mapping[str, Any] | None = None,
         workflow: Mapping[str, Any] | None = None,
-    ) -> list[Job]:
-        """Collect jobs by RunComfy's ids, wherever they were sent from. Nothing is sent.
+    ) -> Job:
+        """Collect a job by RunComfy's id, wherever it was sent from. Nothing is sent.
 
         Args:
-            request_ids: One job each, in this order.
-            connection: Whose account they are of.
-            prefix: Name of clips that have no file yet.
-            prompt: The graph that collects, for the metadata of jobs that were sent elsewhere.
+            request_id: RunComfy's id.
+            connection: Whose account it is of.
+            prefix: Name of a clip that has no file yet.
+            prompt: The graph that collects, for the metadata of a job that was sent elsewhere.
             workflow: Likewise.
         """
-        jobs = []
-        for request_id in request_ids:
-            job = Job(0.0, connection, self._clock)
-            job.update(state=JobState.IN_QUEUE, request_id=request_id)
-            graph = {"prompt": prompt, "workflow": workflow}
-            self._begin(job, partial(self._attacher.by_id, job, request_id, prefix, **graph))
-            jobs.append(job)
-        return jobs
+        job = Job(0.0, connection, self._clock)
+        job.update(state=JobState.IN_QUEUE, request_id=request_id)
+        graph = {"prompt": prompt, "workflow": workflow}
+        self._begin(job, partial(self._attacher.by_id, job, request_id, prefix, **graph))
+        return job
 
     def stop(self, job: Job) -> "Future[str]":
         """Call a job off as far as that is possible; what is not goes on and is collected.

@@ -94,14 +94,14 @@ class Ledger:
             if budget_usd is not None:
                 budget.check(conn, new.origin, new.price_usd, budget_usd)
             post_over_at = NOW + post_limit_s + POST_MARGIN_S
-            values = {"owner": owner.me(), "post_over_at": post_over_at}
+            values = {"post_over_at": post_over_at}
             return _insert(conn, new, JobState.SUBMITTING, **values), True
 
     def adopt(self, new: NewJob, request_id: str) -> Row:
         """Write a job that was sent elsewhere, or find what is here of the same identity."""
         with self._transaction("written") as conn:
             found = _find_for_insert(conn, new.identity)
-            values = {"owner": owner.me(), "request_id": request_id, "post_over_at": NOW}
+            values = {"request_id": request_id, "post_over_at": NOW}
             return found or _insert(conn, new, JobState.IN_QUEUE, **values)
 
     def advance(self, row_id: int, state: JobState, **values: Any) -> Row:
@@ -352,6 +352,7 @@ def _insert(conn: sa.Connection, new: NewJob, state: JobState, **values: Any) ->
     inserted = conn.execute(
         sa.insert(jobs).values(
             state=state.value,
+            owner=owner.me(),
             created_at=NOW,
             changed_at=NOW,
             **columns_of(new),
